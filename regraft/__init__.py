@@ -1,0 +1,64 @@
+"""regraft: spiking neural networks that learn their wiring. The names below load on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LIF": "regraft.neurons",
+    "PLIF": "regraft.neurons",
+    "IF": "regraft.neurons",
+    "spiking": "regraft.neurons.spiking",
+    "Topology": "regraft.structure",
+    "Rule": "regraft.structure",
+    "preset": "regraft.structure",
+    "Distill": "regraft.distill",
+    "VirtualTeacher": "regraft.distill",
+    "NetworkTeacher": "regraft.distill",
+    "AverageTeacher": "regraft.distill",
+    "PreviousTeacher": "regraft.distill",
+    "StepTeacher": "regraft.distill",
+    "NestedTeacher": "regraft.distill",
+    "LabelSmoothing": "regraft.distill",
+    "measure": "regraft.metrics",
+    "Recipe": "regraft.training",
+    "fit": "regraft.training",
+    "evaluate": "regraft.training",
+    "reestimate": "regraft.training",
+    "load": "regraft.training",
+}
+
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'regraft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from regraft.distill import (
+        AverageTeacher,
+        Distill,
+        LabelSmoothing,
+        NestedTeacher,
+        NetworkTeacher,
+        PreviousTeacher,
+        StepTeacher,
+        VirtualTeacher,
+    )
+    from regraft.metrics import measure
+    from regraft.neurons import IF, LIF, PLIF
+    from regraft.neurons.spiking import spiking
+    from regraft.structure import Rule, Topology, preset
+    from regraft.training import Recipe, evaluate, fit, load, reestimate

@@ -1,0 +1,23 @@
+"""Spiking neurons: what fires, when, and what gradient it lets through."""
+
+from regraft.neurons.fold import fold, repeat, set_steps, unfold
+from regraft.neurons.lif import IF, LIF, PLIF
+from regraft.neurons.multistep import multistep
+from regraft.neurons.surrogate import Atan, Rectangle, Sigmoid, Surrogate, Triangle, spike
+
+__all__ = [
+    "IF",
+    "LIF",
+    "PLIF",
+    "Atan",
+    "Rectangle",
+    "Sigmoid",
+    "Surrogate",
+    "Triangle",
+    "fold",
+    "multistep",
+    "repeat",
+    "set_steps",
+    "spike",
+    "unfold",
+]

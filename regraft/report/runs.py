@@ -1,0 +1,271 @@
+"""Reading run folders: the only thing that passes from training to the report.
+
+A folder is trusted once it is read: everything that the report needs is checked here, so a damaged file gives one
+`RunError` that names the file and what to do, and nothing after this module meets a missing key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from regraft.errors import RunError
+
+FORMAT = 1
+"""The version of `result.json` that this module reads."""
+
+_RESULT = (
+    "name", "seed", "command", "accuracy.last", "accuracy.selected", "accuracy.selected_epoch", "accuracy.valid_last",
+    "accuracy.valid_selected", "test_samples", "connections.existing", "connections.of", "density.connections",
+    "density.parameters", "density.operations", "synops.acs", "synops.macs", "synops.macs_repeated", "synops.steps",
+    "energy.joule", "energy.mac_pj", "energy.ac_pj", "seconds.train",
+)  # fmt: skip
+_WORDS = ("name", "command")
+_LOG = {
+    "birth": ("layers", "density"),
+    "epoch": ("epoch", "step", "train.loss", "train.accuracy", "valid.loss", "valid.accuracy"),
+    "event": ("step", "dropped", "grown", "connections", "density"),
+}
+_LOG_MAPPINGS = ("layers", "dropped", "grown", "connections")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read. `epochs` and `events` are the log's records in order; `result` is None while unfinished."""
+
+    folder: Path
+    name: str
+    seed: int
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    environment: Mapping[str, Any]
+    birth: Mapping[str, Any] | None
+    epochs: tuple[Mapping[str, Any], ...]
+    events: tuple[Mapping[str, Any], ...]
+    result: Mapping[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end and wrote a result."""
+        return self.result is not None
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """Layer name -> `{"connections": k, "of": N, "shape": [...]}` at birth; empty if there is no topology."""
+        return dict(self.birth["layers"]) if self.birth else {}
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section of the recipe (`data`, `model`, ...); empty where the recipe has none."""
+        value = self.recipe.get(name)
+        return value if isinstance(value, dict) else {}
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read one run folder.
+
+    Raises:
+        RunError: the folder is not a run folder, or one of its files is damaged or of another version.
+    """
+    folder = Path(folder)
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        what = "it has no recipe.yaml" if folder.is_dir() else "there is no such folder"
+        raise RunError(f"{folder} is not a run folder: {what}. Give the folder that `regraft train` wrote")
+    text = _text(path)
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _damaged(path, f"it is not YAML ({_first_line(error)})") from None
+    if not isinstance(recipe, dict):
+        raise _damaged(path, "it does not hold a mapping")
+    result = _result(folder / "result.json")
+    log = _log(folder / "log.jsonl", finished=result is not None)
+    births = [record for record in log if record["kind"] == "birth"]
+    # A resumed run may log an epoch or event twice; what was written last is what the run went on with.
+    epochs = {record["epoch"]: record for record in log if record["kind"] == "epoch"}
+    events = {record["step"]: record for record in log if record["kind"] == "event"}
+    named = result or recipe
+    return Run(
+        folder=folder,
+        name=str(named.get("name") or folder.resolve().name),
+        seed=_whole(path, named.get("seed", 0)),
+        recipe=recipe,
+        recipe_text=text,
+        environment=_json(folder / "environment.json") if (folder / "environment.json").is_file() else {},
+        birth=births[-1] if births else None,
+        epochs=tuple(epochs[key] for key in sorted(epochs)),
+        events=tuple(events[key] for key in sorted(events)),
+        result=result,
+    )
+
+
+def find_runs(folder: Path | str) -> list[Run]:
+    """The run folder itself, or the runs in its subfolders (the arms of a study).
+
+    Arms come in the order of the key `arms` of `study.json` where there is one; all others after them in the order
+    in which they finished, the unfinished last.
+
+    Raises:
+        RunError: there is no run here, or one of them is damaged.
+    """
+    folder = Path(folder)
+    if (folder / "recipe.yaml").is_file():
+        return [read_run(folder)]
+    if not folder.is_dir():
+        raise RunError(f"{folder}: there is no such folder. Give a run folder, or a folder of run folders")
+    found = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
+    if not found:
+        raise RunError(f"{folder} holds no runs: neither it nor a folder in it has a recipe.yaml. Train one first")
+    listed = _listed_arms(folder / "study.json")
+
+    def order(path: Path) -> tuple[int, float, str]:
+        if path.name in listed:
+            return listed.index(path.name), 0.0, path.name
+        result = path / "result.json"
+        return len(listed), result.stat().st_mtime if result.is_file() else math.inf, path.name
+
+    return [read_run(path) for path in sorted(found, key=order)]
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """What to call each run beside the others: its name, with the seed or the folder where names repeat."""
+    names = [run.name for run in runs]
+    seeded = [f"{run.name} · seed {run.seed}" if names.count(run.name) > 1 else run.name for run in runs]
+    return [
+        f"{label} · {run.folder.name}" if seeded.count(label) > 1 else label
+        for run, label in zip(runs, seeded, strict=True)
+    ]
+
+
+def read_wiring(run: Run) -> dict[str, dict[int, np.ndarray]]:
+    """The group maps of a run: layer -> step -> integers `[rows <= 64, cols <= 64]`, steps ascending.
+
+    An entry counts the existing connections between a group of output units (row) and of input units (column).
+    Empty where the run wrote none.
+
+    Raises:
+        RunError: the file is damaged, or a layer changes its shape between two events.
+    """
+    path = run.folder / "wiring.safetensors"
+    if not path.is_file():
+        return {}
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise _damaged(path, f"it is not a safetensors file ({_first_line(error)})") from None
+    maps: dict[str, dict[int, np.ndarray]] = {}
+    for key in sorted(arrays):
+        step, slash, layer = key.partition("/")
+        value = arrays[key]
+        if not (slash and step.isdigit() and value.ndim == 2 and value.size and value.dtype.kind in "iu"):
+            raise _damaged(path, f"the entry {key!r} is not a map of integers named 'step/layer'")
+        known = maps.setdefault(layer, {})
+        if any(other.shape != value.shape for other in known.values()):
+            raise _damaged(path, f"the layer {layer!r} changes its shape at step {int(step)}")
+        known[int(step)] = value
+    return {name: maps[name] for name in [*(n for n in run.layers if n in maps), *(n for n in maps if n not in run.layers)]}
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    result = _json(path)
+    if result.get("format") != FORMAT:
+        raise RunError(
+            f"{path} has format {result.get('format')!r}, this regraft reads format {FORMAT}. "
+            f"Read it with the version of regraft that wrote it (environment.json names it), or train it again"
+        )
+    for key in _RESULT:
+        _require(path, result, key, number=key not in _WORDS)
+    return result
+
+
+def _log(path: Path, *, finished: bool) -> list[dict[str, Any]]:
+    if not path.is_file():
+        if finished:
+            raise RunError(f"{path} is missing from a finished run. Restore it from a copy, or train the run again")
+        return []
+    lines = _text(path).splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            # A run that is being written, or that was killed, may end in half a line: that is no damage.
+            if number == len(lines) and not finished:
+                break
+            raise _damaged(path, f"line {number} is not JSON") from None
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+            raise _damaged(path, f"line {number} is not a record with a 'kind'")
+        for key in _LOG.get(record["kind"], ()):
+            if key in _LOG_MAPPINGS:
+                _require(path, record, key, line=number, number=False, mapping=True)
+            else:
+                _require(path, record, key, line=number)
+        records.append(record)
+    return records
+
+
+def _require(
+    path: Path, record: Any, key: str, *, line: int | None = None, number: bool = True, mapping: bool = False
+) -> None:
+    """Check that the dotted `key` is there; numbers may be NaN (a diverged run is still a run), but not null."""
+    value = record
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    good = isinstance(value, dict) if mapping else isinstance(value, int | float) if number else isinstance(value, str)
+    if not good:
+        where = f"line {line} " if line else ""
+        kind = "mapping" if mapping else "number" if number else "text"
+        raise _damaged(path, f"{where}lacks {key!r} (a {kind})")
+
+
+def _listed_arms(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    arms = _json(path).get("arms", [])
+    if not isinstance(arms, list | dict):
+        raise _damaged(path, "its 'arms' is not a list of names")
+    return [str(arm) for arm in arms]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except ValueError:
+        raise _damaged(path, "it is not JSON") from None
+    if not isinstance(value, dict):
+        raise _damaged(path, "it does not hold an object")
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise _damaged(path, "it is not text in UTF-8") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}. Check its permissions") from None
+
+
+def _whole(path: Path, value: Any) -> int:
+    if not isinstance(value, int):
+        raise _damaged(path, f"its seed is {value!r}, not a whole number")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _damaged(path: Path, what: str) -> RunError:
+    return RunError(f"{path} is damaged: {what}. Restore it from a copy, or train the run again")
