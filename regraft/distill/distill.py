@@ -16,7 +16,8 @@ from regraft.errors import ShapeError, UsageError, nearest
 class Distill:
     """The loss of a student who also has a teacher (Hinton et al. 2015; reversed, Yuan et al. 2020).
 
-        L = (1 - weight) * CE(z, y) + weight * D          D = temperature^2 * KL(p_temperature || softmax(z / temperature))
+        L = (1 - weight) * CE(z, y) + weight * D
+        D = temperature^2 * KL(p_temperature || softmax(z / temperature))
 
     where `D` is what `teacher.loss` returns; most teachers return the formula above, and those that do not say so.
     Without a teacher, at `weight=0`, and while a teacher has nothing to show yet (`PreviousTeacher` before the first
@@ -60,11 +61,13 @@ class Distill:
             raise UsageError(f"over is {over!r}: {nearest(str(over), get_args(Over))}")
         if label_weight is not None and not (math.isfinite(label_weight) and label_weight >= 0):
             raise UsageError(f"label_weight is {label_weight}: give a finite number of at least 0")
-        if teacher is not None and not (hasattr(teacher, "loss") and hasattr(teacher, "update")):
+        if teacher is not None and not all(hasattr(teacher, name) for name in ("loss", "update", "updates")):
             raise UsageError(
-                f"{type(teacher).__name__} is no teacher, it has no loss() and update(): "
+                f"{type(teacher).__name__} is no teacher (loss, update, updates): "
                 f"wrap a network in NetworkTeacher(model); label smoothing is a label_loss"
             )
+        if teacher is not None and teacher.updates not in ("never", "step", "event"):
+            raise UsageError(f"{teacher}.updates is {teacher.updates!r}: give 'never', 'step' or 'event'")
         self.teacher = teacher
         self.weight = weight
         self.temperature = temperature
@@ -133,7 +136,9 @@ def _check(logits: Tensor, targets: Tensor) -> None:
     if logits.dim() not in (2, 3) or not logits.is_floating_point():
         raise ShapeError(f"{shapes}, {logits.dtype}: the logits must be floating, [N, K] or [T, N, K]")
     if targets.dtype != torch.int64:
-        hint = "soft targets (mixed labels, one-hot) are not supported" if targets.is_floating_point() else "use .long()"
+        hint = (
+            "soft targets (mixed labels, one-hot) are not supported" if targets.is_floating_point() else "use .long()"
+        )
         raise UsageError(f"the targets {list(targets.shape)} are {targets.dtype}: give int64 class indices [N]; {hint}")
     if targets.dim() != 1 or len(targets) != logits.shape[-2]:
         raise ShapeError(f"{shapes} do not fit: the targets must be [N] with the N of the logits, [N, K] or [T, N, K]")

@@ -39,7 +39,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, epsilon: float = 0.0) -> Tens
 
 
 def tet(logits: Tensor, targets: Tensor, regularisation: float = 1e-3) -> Tensor:
-    """Temporal efficient training: `(1 - r) * mean_t CE(z[t], y) + r * MSE(z, 1)` (Deng et al. 2022, eq. 10, 13).
+    """Temporal efficient training: `(1 - r) * mean_t CE(z[t], y) + r * MSE(z, 1)` (Deng et al. 2022).
 
     As the label loss of a `Distill`: `Distill(teacher, over="step", label_loss=tet)`, with another `r` by
     `functools.partial(tet, regularisation=0.05)`. The default `r` is that of the published code; 0 is `cross_entropy`.
@@ -52,7 +52,9 @@ def tet(logits: Tensor, targets: Tensor, regularisation: float = 1e-3) -> Tensor
         UsageError: for a `regularisation` outside [0, 1].
     """
     if logits.dim() != 3:
-        raise ShapeError(f"tet got logits {list(logits.shape)} but needs each step, [T, N, K]: give Distill over='step'")
+        raise ShapeError(
+            f"tet got logits {list(logits.shape)} but needs each step, [T, N, K]: give Distill over='step'"
+        )
     if not 0 <= regularisation <= 1:
         raise UsageError(f"the regularisation of tet is {regularisation}: give a number from 0 to 1")
     spread = (logits - 1).square().mean()
@@ -65,7 +67,7 @@ class LabelSmoothing:
 
     A label loss, used without a teacher: `Distill(label_loss=LabelSmoothing(0.1))`. `VirtualTeacher(confidence)` at
     temperature 1 has the gradients of `epsilon = weight * (1 - confidence) * K / (K - 1)`; whoever claims that a
-    virtual teacher helps shows this arm beside it. (Szegedy et al. 2016, section 7)
+    virtual teacher helps shows this arm beside it. (Szegedy et al. 2016)
 
     Raises:
         UsageError: for an `epsilon` outside [0, 1).
@@ -82,8 +84,8 @@ class LabelSmoothing:
 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """`log softmax(logits / temperature)` in float32 (float64 stays), finite for finite logits; same shape."""
-    return F.log_softmax(widen(logits) / temperature, dim=-1).clamp_min(_FLOOR)
+    """`log softmax(logits / temperature)` in float32 (float64 stays); same shape."""
+    return F.log_softmax(widen(logits) / temperature, dim=-1)
 
 
 def two_valued(targets: Tensor, like: Tensor, gap: float) -> Tensor:

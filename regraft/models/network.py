@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,9 +48,9 @@ class SpikingNetwork(nn.Module):
         self.input_shape = input_shape
         self.takes_events = not static
         set_steps(self, steps)
-        neurons = [module for module in self.modules() if hasattr(module, "static")]
-        for neuron in neurons[:1]:
-            neuron.static = static
+        first: Any = next((module for module in self.modules() if hasattr(module, "static")), None)
+        if first is not None:
+            first.static = static
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)

@@ -20,7 +20,6 @@ bits; spikes differ only where it lies within these bits of the threshold.
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -28,10 +27,20 @@ import torch
 from torch import Tensor, nn
 
 from regraft.errors import MissingExtraError, UsageError
+from regraft.neurons.counterparts import (
+    above_rest,
+    chosen,
+    just_above,
+    neighbour,
+    of_snntorch,
+    of_spikingjelly,
+    require_class,
+    require_dt,
+    require_gain,
+    scalar,
+)
 from regraft.neurons.lif import IF, LIF, PLIF
-from regraft.neurons.surrogate import Atan, Rectangle, Sigmoid, Surrogate, Triangle
-
-_NIR_GAIN_TOLERANCE = 1e-5  # NIR files often hold float32: R * dt / tau then meets 1 only to rounding
+from regraft.neurons.surrogate import Sigmoid, Surrogate, Triangle
 
 
 def from_spikingjelly(
@@ -47,22 +56,20 @@ def from_spikingjelly(
         UsageError: for another node, a surrogate without counterpart (unless `surrogate` is given), a node that emits
             the primitive instead of spikes, or a membrane that starts elsewhere than at its reset value.
     """
-    _require(node, "spikingjelly", "IFNode", "LIFNode", "ParametricLIFNode")
+    require_class(node, "spikingjelly", "IFNode", "LIFNode", "ParametricLIFNode")
     function: Any = node.surrogate_function
     if not getattr(function, "spiking", True):
-        raise UsageError(
-            "this SpikingJelly node emits its primitive, not spikes: call set_spiking_mode(True) on it first"
-        )
-    rest = 0.0 if node.v_reset is None else _scalar(node.v_reset, "v_reset")
+        raise UsageError("this SpikingJelly surrogate emits its primitive: call set_spiking_mode(True) on it first")
+    rest = 0.0 if node.v_reset is None else scalar(node.v_reset, "v_reset")
     start = node._memories_rv.get("v", rest)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    if _scalar(start, "the initial membrane") != rest:
+    if scalar(start, "the initial membrane") != rest:
         raise UsageError(
             f"this SpikingJelly node starts at {start} and rests at {rest}; regraft starts at rest: "
             f"undo set_reset_value('v', ...), or hand the state to LIF.stream yourself"
         )
     settings: dict[str, Any] = {
-        "threshold": _above_rest(_scalar(node.v_threshold, "v_threshold"), rest),
-        "surrogate": _chosen(surrogate, _of_spikingjelly(function), f"SpikingJelly's {type(function).__name__}"),
+        "threshold": above_rest(scalar(node.v_threshold, "v_threshold"), rest),
+        "surrogate": chosen(surrogate, of_spikingjelly(function), f"SpikingJelly's {type(function).__name__}"),
         "reset": "soft" if node.v_reset is None else "hard",
         "detach_reset": node.detach_reset,
         "steps": steps,
@@ -72,7 +79,7 @@ def from_spikingjelly(
     if kind == "IFNode":
         return IF(**settings)
     if kind == "LIFNode":
-        tau = _scalar(node.tau, "tau")
+        tau = scalar(node.tau, "tau")
         return LIF(1 - 1 / tau, decay_input=bool(node.decay_input), **settings)
     neuron = PLIF(decay_input=bool(node.decay_input), **settings)
     w: Any = node.w
@@ -88,7 +95,7 @@ def from_snntorch(
     Its membrane is reset one step later than it fires (`reset_delay=True`):
 
         u[t] = beta * u[t-1] + x[t] - threshold * s[t-1]                    subtract
-             = beta * (u[t-1] - threshold/beta * s[t-1]) + x[t]             our soft reset with subtract = threshold/beta
+             = beta * (u[t-1] - threshold/beta * s[t-1]) + x[t]             our soft reset of threshold/beta
         u[t] = beta * (1 - s[t-1]) * u[t-1] + x[t]                          zero: our hard reset, as it stands
 
     so all three mechanisms have a counterpart (`none` is a soft reset that subtracts 0). `zero` without delay is the
@@ -99,30 +106,28 @@ def from_snntorch(
             threshold after one, which no soft reset does), a learnt or per-unit beta or threshold, beta 0, inhibition,
             a quantised state, graded spikes, another class, or a surrogate without counterpart (unless given).
     """
-    _require(node, "snntorch", "Leaky")
-    for setting, remedy in (
-        (node.inhibition, "inhibition couples the units of a layer: set inhibition=False"),
-        (node.state_quant, "a quantised membrane is not expressible: set state_quant=False"),
-        (_scalar(node.graded_spikes_factor, "graded_spikes_factor") != 1, "spikes here are 0 or 1: multiply the weights "
-         "of the next layer by graded_spikes_factor and set it to 1"),
-    ):  # fmt: skip
-        if setting:
-            raise UsageError(f"this snnTorch Leaky has no counterpart: {remedy}")
-    decay = min(_scalar(node.beta, "beta"), 1.0)  # snnTorch clamps beta in each forward pass
+    require_class(node, "snntorch", "Leaky")
+    if node.inhibition:
+        raise UsageError("inhibition couples the units of a layer: set inhibition=False")
+    if node.state_quant:
+        raise UsageError("a quantised membrane is not expressible: set state_quant=False")
+    if scalar(node.graded_spikes_factor, "graded_spikes_factor") != 1:
+        raise UsageError("spikes here are 0 or 1: set graded_spikes_factor to 1 and scale the weights after it")
+    decay = min(scalar(node.beta, "beta"), 1.0)  # snnTorch clamps beta in each forward pass
     if decay <= 0:
         raise UsageError(f"beta is {decay}: a neuron without memory is a threshold; regraft needs a decay above 0")
-    threshold = _scalar(node.threshold, "threshold")
+    threshold = scalar(node.threshold, "threshold")
     delayed, mechanism = bool(node.reset_delay), node.reset_mechanism
     if mechanism == "subtract" and not delayed:
         raise UsageError(
             "reset_mechanism='subtract' with reset_delay=False skips the reset of a membrane that is still above the "
             "threshold after one: use reset_delay=True, or build regraft's LIF(reset='soft') and retrain"
         )
-    own, name = _of_snntorch(node.spike_grad)
+    own, name = of_snntorch(node.spike_grad)
     return _neuron(
         decay,
-        threshold=_just_above(threshold),
-        surrogate=_chosen(surrogate, own, f"snnTorch's {name}"),
+        threshold=just_above(threshold),
+        surrogate=chosen(surrogate, own, f"snnTorch's {name}"),
         reset="hard" if mechanism == "zero" else "soft",
         subtract={"subtract": threshold / decay, "none": 0.0}.get(str(mechanism)),
         detach_reset=delayed or mechanism == "none",
@@ -151,33 +156,32 @@ def from_norse(
             reset method of one's own, parameters that differ from unit to unit or are learnt, `dt * tau_mem_inv`
             outside (0, 1), or a surrogate without counterpart (unless given).
     """
-    _require(node, "norse", "LIFBoxCell", "LIFBoxParameters")
+    require_class(node, "norse", "LIFBoxCell", "LIFBoxParameters")
     if type(node).__name__ == "LIFBoxCell":
         if dt is not None and dt != node.dt:
             raise UsageError(f"dt is {dt}, but this LIFBoxCell brings its own, {node.dt}: leave dt out")
-        p, dt = node.p, _scalar(node.dt, "dt")
+        p, dt = node.p, scalar(node.dt, "dt")
     else:
         p, dt = node, 0.001 if dt is None else dt
-    rate = _scalar(dt * p.tau_mem_inv, "dt * tau_mem_inv")
+    scalar(p.tau_mem_inv, "tau_mem_inv")
+    rate = scalar(dt * p.tau_mem_inv, "dt * tau_mem_inv")  # in norse's own precision
     if not 0 < rate < 1:
         raise UsageError(f"dt * tau_mem_inv is {rate}: a decay between 0 and 1 needs dt below the time constant")
-    leak, v_reset, v_th = (_scalar(getattr(p, name), name) for name in ("v_leak", "v_reset", "v_th"))
-    method = getattr(p.reset_method, "__name__", "")
+    leak, v_reset, v_th = (scalar(getattr(p, name), name) for name in ("v_leak", "v_reset", "v_th"))
+    method = getattr(p.reset_method, "__name__", repr(p.reset_method))
     if method not in ("reset_value", "reset_subtract"):
-        raise UsageError(
-            f"norse's reset method {method or p.reset_method!r} is unknown: use reset_value or reset_subtract"
-        )
+        raise UsageError(f"norse's reset method {method!r} is unknown: use reset_value or reset_subtract")
     if method == "reset_value" and v_reset != leak:
         raise UsageError(
             f"v_reset is {v_reset} and v_leak {leak}: regraft resets to rest, so make the two equal "
             f"(its soft reset is norse's reset_subtract)"
         )
-    alpha = _scalar(p.alpha, "alpha")
+    alpha = scalar(p.alpha, "alpha")
     own = {("triangle", 1.0): Triangle(), ("tanh", 2.0): Sigmoid(4.0)}.get((p.method, alpha))
     return LIF(
         1 - rate,
-        threshold=_just_above(_above_rest(v_th, leak)),
-        surrogate=_chosen(surrogate, own, f"norse's method {p.method!r} with alpha {alpha:g}"),
+        threshold=just_above(above_rest(v_th, leak)),
+        surrogate=chosen(surrogate, own, f"norse's method {p.method!r} with alpha {alpha:g}"),
         reset="hard" if method == "reset_value" else "soft",
         # norse takes the unshifted threshold away, also where the membrane rests elsewhere than at 0
         subtract=v_th if method == "reset_subtract" else None,
@@ -202,7 +206,7 @@ def from_sinabs(
         UsageError: for several spikes a step, a synaptic time constant, a floor of the membrane (`min_v_mem`), a reset
             to a value other than 0, learnt or per-unit values, another class, or no `surrogate`.
     """
-    _require(node, "sinabs", "LIF", "IAF", "LIFSqueeze", "IAFSqueeze")
+    require_class(node, "sinabs", "LIF", "IAF", "LIFSqueeze", "IAFSqueeze")
     spike_fn = getattr(node.spike_fn, "__name__", type(node.spike_fn).__name__)
     if spike_fn != "SingleSpike":
         raise UsageError(f"sinabs' {spike_fn} may emit several spikes a step: use spike_fn=SingleSpike")
@@ -214,17 +218,17 @@ def from_sinabs(
     kind = type(reset).__name__
     if kind not in ("MembraneSubtract", "MembraneReset"):
         raise UsageError(f"sinabs' reset {kind} is unknown: use MembraneSubtract or MembraneReset")
-    if kind == "MembraneReset" and _scalar(reset.reset_value, "reset_value") != 0:
+    if kind == "MembraneReset" and scalar(reset.reset_value, "reset_value") != 0:
         raise UsageError(f"reset_value is {reset.reset_value}: regraft resets to 0")
     amount = getattr(reset, "subtract_value", None)
     mem: Any = node.alpha_mem if node.train_alphas else node.alpha_mem_calculated.detach()  # pyright: ignore[reportCallIssue]
     return _neuron(
-        _scalar(mem, "alpha_mem"),
+        scalar(mem, "alpha_mem"),
         decay_input=bool(node.norm_input),
-        threshold=_scalar(node.spike_threshold, "spike_threshold"),
-        surrogate=_chosen(surrogate, None, f"sinabs' {type(node.surrogate_grad_fn).__name__}"),
+        threshold=scalar(node.spike_threshold, "spike_threshold"),
+        surrogate=chosen(surrogate, None, f"sinabs' {type(node.surrogate_grad_fn).__name__}"),
         reset="soft" if kind == "MembraneSubtract" else "hard",
-        subtract=None if amount is None else _scalar(amount, "subtract_value"),
+        subtract=None if amount is None else scalar(amount, "subtract_value"),
         detach_reset=kind == "MembraneReset",
         steps=steps,
         static=static,
@@ -245,25 +249,25 @@ def from_nir(
         UsageError: for another node (`CubaLIF` has a synaptic current), any other gain, `v_reset` other than `v_leak`,
             `dt` not below `tau`, or parameters that differ from unit to unit.
     """
-    _require(node, "nir", "LIF", "IF")
-    _require_dt(dt)
-    r, v_reset, v_threshold = (_scalar(getattr(node, name), name) for name in ("r", "v_reset", "v_threshold"))
+    require_class(node, "nir", "LIF", "IF")
+    require_dt(dt)
+    r, v_reset, v_threshold = (scalar(getattr(node, name), name) for name in ("r", "v_reset", "v_threshold"))
     settings: dict[str, Any] = {
-        "threshold": _just_above(_above_rest(v_threshold, v_reset)),
+        "threshold": just_above(above_rest(v_threshold, v_reset)),
         "surrogate": surrogate,
         "steps": steps,
         "static": static,
     }
     if type(node).__name__ == "IF":
-        _require_gain(r * dt, (1.0,), "set R to 1/dt")
+        require_gain(r * dt, (1.0,), "set R to 1/dt")
         return IF(**settings)
-    tau, leak = _scalar(node.tau, "tau"), _scalar(node.v_leak, "v_leak")
+    tau, leak = scalar(node.tau, "tau"), scalar(node.v_leak, "v_leak")
     if not dt < tau:
         raise UsageError(f"dt is {dt} and tau {tau}: a decay above 0 needs dt below tau, in the same unit")
     if v_reset != leak:
         raise UsageError(f"v_reset is {v_reset} and v_leak {leak}: regraft resets to rest, so make the two equal")
     rate = dt / tau
-    matched = _require_gain(r * rate, (1.0, rate), "set R to tau/dt")
+    matched = require_gain(r * rate, (1.0, rate), "set R to tau/dt")
     return LIF(1 - rate, decay_input=matched != 1.0, **settings)
 
 
@@ -283,19 +287,20 @@ def to_nir(neuron: LIF, *, dt: float, shape: tuple[int, ...] = ()) -> Any:
     """
     if not isinstance(neuron, LIF):
         raise UsageError(f"to_nir takes regraft's LIF, PLIF or IF, not {type(neuron).__name__}")
-    _require_dt(dt)
+    require_dt(dt)
     if neuron.reset == "soft":
         raise UsageError("NIR's neurons are reset to a value, never by subtraction: train with reset='hard' to export")
     try:
         import nir
     except ImportError:
         raise MissingExtraError("nir", "nir", "to_nir") from None
-    rate = 1 - _float(neuron.decay)
+    decay = neuron.decay
+    rate = 1 - (decay.detach().double().item() if isinstance(decay, Tensor) else decay)
 
     def full(value: float) -> Any:
         return torch.full(shape, value, dtype=torch.float64).numpy()
 
-    below = _neighbour(neuron.threshold, -math.inf)
+    below = neighbour(neuron.threshold, -math.inf)
     if rate == 0:
         return nir.IF(r=full(1 / dt), v_threshold=full(below), v_reset=full(0.0))
     gain = rate if neuron.decay_input else 1.0
@@ -304,99 +309,5 @@ def to_nir(neuron: LIF, *, dt: float, shape: tuple[int, ...] = ()) -> Any:
     )
 
 
-def _neuron(decay: float, *, decay_input: bool = False, **settings: Any) -> LIF:
-    return IF(**settings) if decay == 1 and not decay_input else LIF(decay, decay_input=decay_input, **settings)
-
-
-def _require(node: Any, library: str, *names: str) -> None:
-    # The exact class: a subclass may compute anything.
-    module, name = type(node).__module__, type(node).__name__
-    if module.split(".")[0] != library or name not in names:
-        raise UsageError(
-            f"from_{library} takes {library}'s {', '.join(names)}, not {module}.{name}: "
-            f"other neurons (and subclasses) compute something else; build the regraft neuron by hand"
-        )
-
-
-def _float(value: float | Tensor) -> float:
-    return float(value.detach().double()) if isinstance(value, Tensor) else value
-
-
-def _scalar(value: Any, name: str) -> float:
-    """The one number that `value` (number, tensor or array) holds, or a `UsageError` if there are several."""
-    if isinstance(value, nn.Parameter) and value.requires_grad:
-        raise UsageError(
-            f"{name} is learnt there and fixed here: call requires_grad_(False) on it to keep its present value, "
-            f"or build regraft's PLIF, which learns its decay"
-        )
-    if value is None:
-        raise UsageError(f"{name} is not set: give it a number")
-    values = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
-    if values.numel() == 0 or not bool((values == values[0]).all()):
-        raise UsageError(
-            f"{name} differs from unit to unit: a regraft neuron has one value a layer; make them equal, "
-            f"or split the layer"
-        )
-    return float(values[0])
-
-
-def _neighbour(value: float, towards: float) -> float:
-    single = torch.tensor([value, towards], dtype=torch.float32)
-    return float(torch.nextafter(single[0], single[1]))
-
-
-def _just_above(threshold: float) -> float:
-    return _neighbour(threshold, math.inf)
-
-
-def _above_rest(threshold: float, rest: float) -> float:
-    if not threshold > rest:
-        raise UsageError(f"the threshold {threshold} is not above the resting value {rest}: such a neuron always fires")
-    return threshold - rest
-
-
-def _require_dt(dt: float) -> None:
-    if not (math.isfinite(dt) and dt > 0):
-        raise UsageError(f"dt is {dt}: give the length of a time step, above 0")
-
-
-def _require_gain(gain: float, allowed: tuple[float, ...], remedy: str) -> float:
-    for value in allowed:
-        if math.isclose(gain, value, rel_tol=_NIR_GAIN_TOLERANCE):
-            return value
-    raise UsageError(
-        f"the input gain is {gain:g}, and regraft charges with {' or '.join(f'{value:g}' for value in allowed)}: "
-        f"multiply weights and bias of the layer before by {gain:g} and {remedy}"
-    )
-
-
-def _chosen(given: str | Surrogate | None, own: Surrogate | None, name: str) -> str | Surrogate:
-    if given is not None:
-        return given
-    if own is None:
-        raise UsageError(f"{name} has no counterpart among our surrogates: choose one with surrogate='triangle'")
-    return own
-
-
-def _of_spikingjelly(function: Any) -> Surrogate | None:
-    kind = type(function).__name__ if type(function).__module__.startswith("spikingjelly.") else ""
-    if kind == "ATan":
-        return Atan(float(function.alpha))
-    if kind == "Sigmoid":
-        return Sigmoid(float(function.alpha))
-    if kind == "PiecewiseQuadratic":  # alpha - alpha^2 |z| within 1/alpha
-        return Triangle(1 / float(function.alpha))
-    if kind == "Rect":
-        return Rectangle(1 / float(function.alpha))
-    if kind == "PiecewiseLeakyReLU" and function.c == 0:  # 1/(2w) within w
-        return Rectangle(2 * float(function.w))
-    return None
-
-
-def _of_snntorch(function: Any) -> tuple[Surrogate | None, str]:
-    # snnTorch's surrogates are closures over their one number: `atan.<locals>.inner` over `alpha`.
-    name = getattr(function, "__qualname__", repr(function)).split(".")[0]
-    if getattr(function, "__module__", "") != "snntorch.surrogate" or name not in ("atan", "sigmoid"):
-        return None, name
-    values = inspect.getclosurevars(function).nonlocals
-    return (Atan(float(values["alpha"])) if name == "atan" else Sigmoid(float(values["slope"]))), name
+def _neuron(decay: float, **settings: Any) -> LIF:
+    return IF(**settings) if decay == 1 else LIF(decay, **settings)

@@ -33,4 +33,4 @@ def set_steps(model: nn.Module, steps: int) -> None:
         raise ShapeError(f"steps is {steps}: a spiking network needs at least 1 time step")
     for module in model.modules():
         if hasattr(module, "steps"):
-            module.steps = steps
+            module.steps = steps  # pyright: ignore[reportArgumentType]

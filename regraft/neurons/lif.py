@@ -25,14 +25,14 @@ class LIF(nn.Module):
         threshold: fires at `u >= threshold`.
         surrogate: a name (`triangle`, `rectangle`, `atan`, `sigmoid`) or an object with `derivative`.
         reset: `hard` (to 0) or `soft` (by subtraction).
-        subtract: what a soft reset takes away; the threshold unless given.
+        subtract: what a soft reset takes away, at least 0; the threshold unless given.
         detach_reset: no gradient through the reset.
         decay_input: charge with `(1 - decay) * x`, as SpikingJelly does by default.
         steps: T. The model function sets it.
         static: the input is `[N, ...]` and is seen T times. The model function sets it.
 
     Raises:
-        UsageError: for values outside the ranges above.
+        UsageError: for values outside the ranges above, and for `decay_input` with a decay of 1.
     """
 
     def __init__(
@@ -57,6 +57,10 @@ class LIF(nn.Module):
             raise UsageError(f"reset is {reset!r}: give 'hard' or 'soft'")
         if subtract is not None and reset == "hard":
             raise UsageError("subtract is the amount of a soft reset: give reset='soft' with it")
+        if subtract is not None and not (math.isfinite(subtract) and subtract >= 0):
+            raise UsageError(f"subtract is {subtract}: give a finite number, at least 0")
+        if decay == 1 and decay_input:
+            raise UsageError("decay_input charges with (1 - decay) * x, so a decay of 1 would silence the neuron")
         if steps < 1:
             raise UsageError(f"steps is {steps}: a spiking neuron needs at least 1 time step")
         self._decay = decay

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from regraft.errors import ShapeError
 from regraft.neurons.surrogate import Surrogate, spike
 
 Reset = Literal["hard", "soft"]
@@ -41,7 +42,14 @@ def multistep(
 
     Returns:
         The spikes `[T, N, ...]` in the dtype of `x`, and `v[T-1]` `[N, ...]` to hand in again when streaming.
+
+    Raises:
+        ShapeError: for a `state` that is not `[N, ...]`; broadcasting one would hide a mistake.
     """
+    if state is not None and state.shape != x.shape[1:]:
+        raise ShapeError(
+            f"the state is {tuple(state.shape)} and one step of the input {tuple(x.shape[1:])}: give equals"
+        )
     v = torch.zeros_like(x[0]) if state is None else state
     gain = 1 - decay if decay_input else None
     amount = threshold if subtract is None else subtract

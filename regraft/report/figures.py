@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from regraft.report.runs import Run, labels, read_wiring
-from regraft.report.table import Table
+from regraft.report.table import dense_twin
 from regraft.report.verdicts import Summary, Verdict
 
 MAP_BUDGET = 900_000
@@ -27,10 +27,10 @@ def page_data(runs: Sequence[Run], *, map_budget: int = MAP_BUDGET) -> dict[str,
     """The data of the whole page, ready for `json.dumps(..., allow_nan=False)`."""
     runs = list(runs)
     maps = _packed_within(runs, map_budget)
-    table = Table.of(runs)
+    twins = [dense_twin(run, runs) for run in runs]
     series = [
-        _series(run, label) | {"maps": packed, "synaptic": compact(row.synaptic)}
-        for run, label, packed, row in zip(runs, labels(runs), maps, table.rows, strict=True)
+        _series(run, label) | {"maps": packed, "dense": None if twin is None else runs.index(twin)}
+        for run, label, packed, twin in zip(runs, labels(runs), maps, twins, strict=True)
     ]
     return {"runs": series}
 
@@ -78,7 +78,9 @@ def pack_maps(maps: Mapping[str, Mapping[int, np.ndarray]], pool: int = 1) -> di
     for layer, arrays in pooled.items():
         stack = np.stack(arrays).astype(dtype)
         rows, cols = stack.shape[1:]
-        index.append({"layer": layer, "rows": rows, "cols": cols, "max": int(stack.max()), "steps": sorted(maps[layer])})
+        index.append(
+            {"layer": layer, "rows": rows, "cols": cols, "max": int(stack.max()), "steps": sorted(maps[layer])}
+        )
         delta = stack.copy()
         delta[1:] -= stack[:-1]
         parts.append(delta.tobytes())
@@ -122,7 +124,7 @@ def _series(run: Run, label: str) -> dict[str, Any]:
                 "epoch": [record["epoch"] for record in epochs],
                 "step": [record["step"] for record in epochs],
                 **{
-                    f"{split}_{what}": [record[split][what] for record in epochs]
+                    f"{split}_{what}": [(record.get(split) or {}).get(what) for record in epochs]
                     for split in ("train", "valid")
                     for what in ("accuracy", "loss")
                 },
@@ -130,7 +132,9 @@ def _series(run: Run, label: str) -> dict[str, Any]:
                 "distill_loss": [record["train"].get("distill_loss") for record in epochs],
             },
             "rates": {name: [(record.get("rates") or {}).get(name) for record in epochs] for name in neurons},
-            "layers": [{"name": name, "of": layer["of"], "shape": layer.get("shape")} for name, layer in layers.items()],
+            "layers": [
+                {"name": name, "of": layer["of"], "shape": layer.get("shape")} for name, layer in layers.items()
+            ],
             "structure": {
                 "step": [0, *(event["step"] for event in events)],
                 "density": [run.birth["density"] if run.birth else None, *(event["density"] for event in events)],

@@ -24,15 +24,15 @@ FORMAT = 1
 """The version of `result.json` that this module reads."""
 
 _RESULT = (
-    "name", "seed", "command", "accuracy.last", "accuracy.selected", "accuracy.selected_epoch", "accuracy.valid_last",
-    "accuracy.valid_selected", "test_samples", "connections.existing", "connections.of", "density.connections",
+    "name", "seed", "command", "accuracy.last", "accuracy.selected", "accuracy.selected_epoch", "test_samples",
+    "connections.existing", "connections.of", "density.connections",
     "density.parameters", "density.operations", "synops.acs", "synops.macs", "synops.macs_repeated", "synops.steps",
     "energy.joule", "energy.mac_pj", "energy.ac_pj", "seconds.train",
 )  # fmt: skip
 _WORDS = ("name", "command")
 _LOG = {
     "birth": ("layers", "density"),
-    "epoch": ("epoch", "step", "train.loss", "train.accuracy", "valid.loss", "valid.accuracy"),
+    "epoch": ("epoch", "step", "train.loss", "train.accuracy"),
     "event": ("step", "dropped", "grown", "connections", "density"),
 }
 _LOG_MAPPINGS = ("layers", "dropped", "grown", "connections")
@@ -122,7 +122,8 @@ def find_runs(folder: Path | str) -> list[Run]:
         return [read_run(folder)]
     if not folder.is_dir():
         raise RunError(f"{folder}: there is no such folder. Give a run folder, or a folder of run folders")
-    found = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
+    # Training moves what an unfinished run left aside under such a name before it begins anew.
+    found = sorted(path.parent for path in folder.glob("*/recipe.yaml") if ".unfinished-" not in path.parent.name)
     if not found:
         raise RunError(f"{folder} holds no runs: neither it nor a folder in it has a recipe.yaml. Train one first")
     listed = _listed_arms(folder / "study.json")
@@ -172,7 +173,8 @@ def read_wiring(run: Run) -> dict[str, dict[int, np.ndarray]]:
         if any(other.shape != value.shape for other in known.values()):
             raise _damaged(path, f"the layer {layer!r} changes its shape at step {int(step)}")
         known[int(step)] = value
-    return {name: maps[name] for name in [*(n for n in run.layers if n in maps), *(n for n in maps if n not in run.layers)]}
+    order = dict.fromkeys([*run.layers, *maps])
+    return {name: maps[name] for name in order if name in maps}
 
 
 def _result(path: Path) -> dict[str, Any] | None:
@@ -211,12 +213,26 @@ def _log(path: Path, *, finished: bool) -> list[dict[str, Any]]:
                 _require(path, record, key, line=number, number=False, mapping=True)
             else:
                 _require(path, record, key, line=number)
+        if record["kind"] == "birth":
+            for layer, counts in record["layers"].items():
+                for key in ("connections", "of"):
+                    _require(path, counts, key, line=number, of=f"layer {layer!r}")
+        if record["kind"] == "epoch" and record.get("valid"):  # null where no validation split was asked for
+            for key in ("valid.loss", "valid.accuracy"):
+                _require(path, record, key, line=number)
         records.append(record)
     return records
 
 
 def _require(
-    path: Path, record: Any, key: str, *, line: int | None = None, number: bool = True, mapping: bool = False
+    path: Path,
+    record: Any,
+    key: str,
+    *,
+    line: int | None = None,
+    of: str = "",
+    number: bool = True,
+    mapping: bool = False,
 ) -> None:
     """Check that the dotted `key` is there; numbers may be NaN (a diverged run is still a run), but not null."""
     value = record
@@ -224,9 +240,9 @@ def _require(
         value = value.get(part) if isinstance(value, dict) else None
     good = isinstance(value, dict) if mapping else isinstance(value, int | float) if number else isinstance(value, str)
     if not good:
-        where = f"line {line} " if line else ""
+        where = " of ".join(part for part in (of, f"line {line}" if line else "") if part)
         kind = "mapping" if mapping else "number" if number else "text"
-        raise _damaged(path, f"{where}lacks {key!r} (a {kind})")
+        raise _damaged(path, f"{where or 'it'} lacks {key!r} (a {kind})")
 
 
 def _listed_arms(path: Path) -> list[str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -20,6 +21,8 @@ NONE = "–"
 """Shown where a run has no such number."""
 
 _PLAIN_WIDTH = 120
+_ARM_WIDTH = 12
+_TURNED_HEAD, _TURNED_COLUMN = 24, 20
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,17 @@ def si(value: float | None, unit: str = "") -> str:
         return NONE
     if value == 0:
         return f"0 {unit}".strip()
-    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k"), (0, ""), (-3, "m"), (-6, "µ"), (-9, "n"), (-12, "p")):
+    for power, prefix in (
+        (12, "T"),
+        (9, "G"),
+        (6, "M"),
+        (3, "k"),
+        (0, ""),
+        (-3, "m"),
+        (-6, "µ"),
+        (-9, "n"),
+        (-12, "p"),
+    ):
         scaled = value / 10.0**power
         # 999.9 would be written 1000: the next prefix has it as 1.00
         if abs(scaled) >= 0.9995 or power == -12:
@@ -126,9 +139,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("param.", lambda row: density(row.parameters), "density", "%"),
     Column("oper.", lambda row: density(row.operations), "density", "%"),
     Column("synop.", lambda row: density(row.synaptic), "density", "%"),
-    Column("ACs", lambda row: si(row.acs), "per sample"),
-    Column("MACs", lambda row: si(row.macs), "per sample"),
-    Column("energy", lambda row: si(row.joule, "J"), "per sample"),
+    Column("ACs", lambda row: si(row.acs), "a sample"),
+    Column("MACs", lambda row: si(row.macs), "a sample"),
+    Column("energy", lambda row: si(row.joule, "J"), "a sample"),
     Column("s", _seconds, "training"),
 )
 
@@ -163,29 +176,46 @@ class Table:
     def print(self, console: Console | None = None) -> None:
         """Print to the terminal; plain text, 120 columns wide, where the output is not a terminal."""
         console = console or Console()
-        console.print(self, width=None if console.is_terminal else _PLAIN_WIDTH)
+        if not console.is_terminal:
+            console = Console(file=console.file, width=_PLAIN_WIDTH, color_system=None)
+        console.print(self)
 
-    def __rich__(self) -> RichTable:
-        frame = RichTable(
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1),
-            collapse_padding=True,
-            pad_edge=False,
-            caption="\n".join(self.captions),
-            caption_justify="left",
-            header_style="bold",
-        )
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table; turned on its side, a few arms at a time, where the terminal is too narrow for it."""
+        frame = self._frame()
+        wide = Measurement.get(console, options.update(max_width=10_000), frame).maximum
+        # Only the arms' names may wrap.
+        spare = max((len(row.arm) for row in self.rows), default=0) - _ARM_WIDTH
+        if wide - max(0, spare) <= options.max_width:
+            yield frame
+        else:
+            at_once = max(1, (options.max_width - _TURNED_HEAD) // _TURNED_COLUMN)
+            yield from (self._turned(start, at_once) for start in range(0, len(self.rows), at_once))
+        yield from (Text(caption, style="dim") for caption in self.captions)
+
+    def _frame(self) -> RichTable:
+        frame = RichTable(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold")
+        # rich cannot span columns: a group's name stands over the widest of its columns.
+        above = {column.group: column for column in sorted(COLUMNS, key=lambda column: len(column.title))}
         for column in COLUMNS:
-            lines = (column.group, f"{column.title} {column.unit}".strip()) if column.group else ("", column.title)
+            group = column.group if above[column.group] is column else ""
+            head = Text("\n".join((group, column.title, column.unit)).rstrip())
             frame.add_column(
-                Text("\n".join(lines)),
-                justify="left" if column.left else "right",
-                no_wrap=column.title not in ("arm", "s"),
-                overflow="fold",
+                head, justify="left" if column.left else "right", no_wrap=column is not COLUMNS[0], overflow="fold"
             )
         for cells in self.cells():
-            # Text, not markup: an arm may be called "[b]".
-            frame.add_row(*(Text(cell) for cell in cells))
+            # Text, not markup: an arm may be called "[b]". A teacher's seconds go to a second line.
+            frame.add_row(*(Text(cell.replace(" teacher)", "\nteacher)")) for cell in cells))
+        return frame
+
+    def _turned(self, start: int, count: int) -> RichTable:
+        cells = self.cells()[start : start + count]
+        frame = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+        frame.add_column("", no_wrap=True)
+        for arm, *_ in cells:
+            frame.add_column(Text(arm), justify="right", overflow="fold")
+        for index, column in enumerate(COLUMNS[1:], start=1):
+            frame.add_row(Text(column.head), *(Text(row[index]) for row in cells))
         return frame
 
 
@@ -225,20 +255,26 @@ def _unfinished(run: Run, label: str) -> Row:
     return Row(arm=label, finished=False, existing=existing, of=of, connections=existing / of if of else None)
 
 
-def _synaptic(run: Run, runs: list[Run]) -> float | None:
-    """ACs and MACs of this run over those of the dense run of the same model and data, of its own seed if there is one."""
-    assert run.result is not None
-    dense = [
-        other.result["synops"]
-        for other in sorted(runs, key=lambda other: other.seed != run.seed)
+def dense_twin(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The finished dense run of the same model and data, of the same seed if there is one; itself if it is dense."""
+    twins = [
+        other
+        for other in sorted(runs, key=lambda other: (other is not run, other.seed != run.seed))
         if other.result is not None
         and other.result["density"]["connections"] == 1
         and other.recipe.get("model") == run.recipe.get("model")
         and other.recipe.get("data") == run.recipe.get("data")
     ]
-    own = run.result["synops"]
-    reference = dense[0]["acs"] + dense[0]["macs"] if dense else 0
-    return (own["acs"] + own["macs"]) / reference if reference else None
+    return twins[0] if twins else None
+
+
+def _synaptic(run: Run, runs: list[Run]) -> float | None:
+    """ACs and MACs of this run over those of its dense twin."""
+    dense = dense_twin(run, runs)
+    if run.result is None or dense is None or dense.result is None:
+        return None
+    own, whole = (sum(result["synops"][kind] for kind in ("acs", "macs")) for result in (run.result, dense.result))
+    return own / whole if whole else None
 
 
 def _captions(runs: list[Run]) -> Iterator[str]:

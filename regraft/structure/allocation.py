@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def budget(density: float, total: int) -> int:
     return round_half_up(density * total)
 
 
-def largest_remainders(ideal: Sequence[float], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[int]:
+def largest_remainders(ideal: Sequence[Fraction], total: int, lower: Sequence[int], upper: Sequence[int]) -> list[int]:
     """Integers within `[lower, upper]` that sum to `total` and lie nearest to `ideal`; ties to the first.
 
     The caller guarantees `sum(lower) <= total <= sum(upper)`.
@@ -42,24 +43,27 @@ def largest_remainders(ideal: Sequence[float], total: int, lower: Sequence[int],
     return counts
 
 
-def _raw_density(shape: Sequence[int], kind: str) -> float:
-    """The share that a layer asks for, up to a common factor (Mocanu et al. 2018; Evci et al. 2020, appendix)."""
+def _raw_density(shape: Sequence[int], kind: str) -> Fraction:
+    """The share that a layer asks for, up to a common factor (Mocanu et al. 2018; Evci et al. 2020, appendix).
+
+    Exact: rounding would decide ties between layers instead of their order.
+    """
     if kind == "uniform":
-        return 1.0
+        return Fraction(1)
     axes = shape if kind == "erk" else shape[:2]
-    return sum(axes) / math.prod(axes)
+    return Fraction(sum(axes), math.prod(axes))
 
 
-def _ideal(sizes: Sequence[int], raw: Sequence[float], total: int) -> list[float]:
-    """Real counts proportional to `raw * size`; a layer that would exceed its size becomes dense, the rest rescales."""
+def _ideal(sizes: Sequence[int], raw: Sequence[Fraction], total: int) -> list[Fraction]:
+    """Exact counts proportional to `raw * size`; a layer that would exceed its size becomes dense, the rest rescales."""
     full: set[int] = set()
     while True:
         rest = total - sum(sizes[i] for i in full)
         open_ = [i for i in range(len(sizes)) if i not in full]
-        scale = rest / sum(raw[i] * sizes[i] for i in open_) if open_ else 0.0
+        scale = rest / sum((raw[i] * sizes[i] for i in open_), Fraction(0)) if open_ else Fraction(0)
         over = {i for i in open_ if scale * raw[i] > 1}
         if not over:
-            return [float(sizes[i]) if i in full else scale * raw[i] * sizes[i] for i in range(len(sizes))]
+            return [Fraction(sizes[i]) if i in full else scale * raw[i] * sizes[i] for i in range(len(sizes))]
         full |= over
 
 
@@ -100,7 +104,7 @@ def counts(
     total = budget(density, sum(sizes.values()))
     free = [name for name in shapes if name not in dense]
     rest = total - sum(sizes[name] for name in shapes if name in dense)
-    if rest < len(free) or (not free and rest):
+    if rest < len(free):
         raise UsageError(
             f"density {density:g} means {total:,} of {sum(sizes.values()):,} connections: "
             + (f"less than the dense layers {sorted(dense)} and " if dense else "less than ")
@@ -129,7 +133,7 @@ def shrink(current: Mapping[str, int], aim: Mapping[str, int], total: int) -> di
     names = list(current)
     removals = sum(current.values()) - total
     excess = [max(0, current[name] - aim[name]) for name in names]
-    scale = removals / max(1, sum(excess))
+    scale = Fraction(removals, max(1, sum(excess)))
     taken = largest_remainders([scale * e for e in excess], removals, [0] * len(names), excess)
     return {name: current[name] - n for name, n in zip(names, taken, strict=True)}
 

@@ -23,8 +23,8 @@ def unwrap(optimizer: Any) -> Optimizer:
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
         raise UsageError(f"attach() takes a torch optimizer, not {type(optimizer).__name__}")
-    name = type(optimizer).__name__
-    if name in _UNSHAPED:
+    name = next((c.__name__ for c in type(optimizer).__mro__ if c.__name__ in _UNSHAPED), None)
+    if name is not None:
         raise OptimizerError(
             f"{name} keeps state that is not shaped like its parameters, so absent connections cannot be kept out of "
             f"it. Use SGD, Adam, AdamW, RMSprop or another optimiser with one state value for each weight"

@@ -112,17 +112,17 @@ PRESETS: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _ALL
 _SCHEDULE = {f.name for f in fields(Schedule)}
 
 
-def preset(name: str, **changes: Any) -> Rule:
-    """The rule of that name, with some of its fields (or its schedule's) changed.
+def preset(name: str | Rule, **changes: Any) -> Rule:
+    """The rule of that name (or the rule itself), with some of its fields (or its schedule's) changed.
 
     >>> preset("rigl", zeta=0.1).schedule.zeta
     0.1
 
     Raises `UsageError` for an unknown name or field.
     """
-    if name not in PRESETS:
+    if isinstance(name, str) and name not in PRESETS:
         raise UsageError(f"no rule is called {name!r}: {nearest(name, PRESETS)}")
-    rule = PRESETS[name]
+    rule = PRESETS[name] if isinstance(name, str) else name
     known = _SCHEDULE | {f.name for f in fields(Rule)}
     for key in changes:
         if key not in known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -11,10 +11,22 @@ from torch.nn.modules.conv import _ConvNd
 from regraft.errors import StructureError, UsageError
 
 
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a parameter's name, or its layer's, fits one of the shell patterns (`features.0`, `*.qkv.weight`)."""
-    layer = name.rpartition(".")[0]
-    return any(fnmatchcase(name, p) or fnmatchcase(layer, p) for p in patterns)
+def matching(model: nn.Module, patterns: Sequence[str], role: str, among: Collection[str]) -> set[str]:
+    """Those `among` the parameters whose name, or whose layer's, fits a shell pattern (`features.0`, `*.qkv.weight`).
+
+    A tensor under several names fits by any of them, and is called by its first.
+
+    Raises `UsageError` for a pattern that fits none; `role` is the argument that it was given as.
+    """
+    first = {id(p): name for name, p in model.named_parameters()}
+    names = [(name, first[id(p)]) for name, p in model.named_parameters(remove_duplicate=False)]
+    found = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        fits = {of for name, of in names if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[0], pattern)}
+        if fits.isdisjoint(among):
+            raise UsageError(f"{role} pattern {pattern!r} fits none of {', '.join(among) or 'no parameters'}")
+        found |= fits.intersection(among)
+    return found
 
 
 def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
@@ -31,29 +43,20 @@ def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
         StructureError: nothing prunable, or sharded parameters.
     """
     parameters = dict(model.named_parameters())
-    for pattern in (*include, *exclude):
-        if not any(matches(name, [pattern]) for name in parameters):
-            raise UsageError(
-                f"pattern {pattern!r} fits no parameter. Names look like {next(iter(parameters), 'none')!r}"
-            )
-    names = {id(p): name for name, p in reversed(parameters.items())}
-    weights = {
-        names[id(m.weight)] for m in model.modules() if isinstance(m, nn.Linear | _ConvNd) and id(m.weight) in names
-    }
     for name, p in parameters.items():
-        if include and matches(name, include):
-            if p.ndim < 2 and matches(name, [i for i in include if i == name]):
-                raise UsageError(
-                    f"parameter {name!r} has {p.ndim} axes: only tensors with two or more have connections"
-                )
-            weights |= {name} if p.ndim >= 2 else set()
-    chosen = {name: p for name, p in parameters.items() if name in weights and not matches(name, exclude)}
+        if isinstance(p, nn.UninitializedParameter):
+            raise StructureError(f"{name!r} has no shape yet (a lazy layer): run one batch through the model first")
+    first = {id(p): name for name, p in parameters.items()}
+    weights = {
+        first[id(m.weight)] for m in model.modules() if isinstance(m, nn.Linear | _ConvNd) and id(m.weight) in first
+    }
+    weights |= matching(model, include, "include", [name for name, p in parameters.items() if p.ndim >= 2])
+    weights -= matching(model, exclude, "exclude", parameters)
+    chosen = {name: p for name, p in parameters.items() if name in weights}
     if not chosen:
-        hint = "check `exclude`" if weights else "it has no Linear or Conv layer; name parameters with `include`"
+        hint = "check `exclude`" if exclude else "it has no Linear or Conv layer; name parameters with `include`"
         raise StructureError(f"{type(model).__name__} has no prunable weight: {hint}")
     for name, p in chosen.items():
-        if type(p).__name__ == "UninitializedParameter":
-            raise StructureError(f"{name!r} has no shape yet (a lazy layer): run one batch through the model first")
         if type(p.data).__name__ == "DTensor":
             raise StructureError(
                 f"{name!r} is sharded (FSDP): its mask would differ over ranks. Use DistributedDataParallel"

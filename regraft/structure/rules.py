@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -63,6 +63,10 @@ class Grow:
     name: str
     score: Score
     needs: Need = "nothing"
+
+    def __post_init__(self) -> None:
+        if self.needs not in get_args(Need):
+            raise UsageError(f"grow rule {self.name!r} needs {self.needs!r}: {nearest(self.needs, get_args(Need))}")
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,11 @@ class Rule:
         object.__setattr__(self, "grow", _part(self.grow, GROW, "grow"))
         if self.prune is not None and self.schedule.start_density is None:
             raise UsageError(f"rule {self.name!r} has a prune scope but a constant density: give start_density")
+        if self.prune is not None and self.scope.name == "row" and self.prune != self.scope:
+            raise UsageError(
+                f"rule {self.name!r} prunes by {self.prune.name}, which leaves rows uneven: "
+                f"give prune the same row scope, or prune=None"
+            )
 
     @property
     def drops(self) -> Drop:
@@ -224,7 +233,7 @@ def _smallest(score: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Indices of the `n` smallest of `[M]`: all below the n-th value, and a random choice among those equal to it."""
     if n == 0:
         return score.new_zeros(0, dtype=torch.long)
-    nth = score.kthvalue(n).values
+    nth = score.topk(n, largest=False, sorted=False).values.max()  # kthvalue has no deterministic form on every GPU
     below = (score < nth).nonzero().squeeze(1)
     ties = (score == nth).nonzero().squeeze(1)
     order = torch.randperm(len(ties), generator=generator).to(score.device)

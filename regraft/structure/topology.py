@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -27,11 +26,10 @@ from regraft.structure import optimizer as opt
 from regraft.structure.birth import first_mask, row_counts
 from regraft.structure.blocks import Block, blocks, gather, scatter
 from regraft.structure.exchange import exchange
+from regraft.structure.gradients import GradientMemory
 from regraft.structure.presets import preset
-from regraft.structure.prunable import matches, prunable
+from regraft.structure.prunable import matching, prunable
 from regraft.structure.rules import Rule, Scope, View
-
-MOMENTUM = 0.9  # of the running average of dense gradients (SNFS as google-research/rigl has it)
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,9 @@ class Topology:
             rule = replace(rule, scope=Scope(scope) if isinstance(scope, str) else scope)  # pyright: ignore[reportArgumentType]
         if birth not in ("rescale", "keep"):
             raise UsageError(f"birth is {birth!r}: give 'rescale' or 'keep'")
-        if type(model).__name__ in ("FullyShardedDataParallel", "FSDPModule"):
+        if any(
+            c.__name__ in ("FullyShardedDataParallel", "FSDPModule") for m in model.modules() for c in type(m).__mro__
+        ):
             raise StructureError(
                 "FSDP shards parameters, so masks would differ over ranks: use DistributedDataParallel"
             )
@@ -128,18 +128,12 @@ class Topology:
         self.last_event = self.until // self.every * self.every
 
         self._parameters = prunable(model, include, exclude)
-        for pattern in dense:
-            if not any(matches(name, [pattern]) for name in self._parameters):
-                raise UsageError(f"dense pattern {pattern!r} fits none of {', '.join(self._parameters)}")
-        self._dense = {name for name in self._parameters if dense and matches(name, dense)}
+        self._dense = matching(model, dense, "dense", self._parameters)
         self._masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items()}
         self._bear()
         self._young = {name: torch.zeros_like(m) for name, m in self._masks.items()}
         self._ever = {name: m.clone() for name, m in self._masks.items()}
-        self._saliency: dict[str, Tensor] = {}
-        self._average: dict[str, Tensor] = {}
-        self._record: dict[str, Tensor] = {}
-        self._seen: dict[str, weakref.ref[Tensor]] = {}
+        self._memory = GradientMemory(rule)
         self._before_event: list[Callable[[nn.Module, int], None]] = []
         self._hooks: list[Any] = []
         self._optimizers: list[Optimizer] = []
@@ -239,12 +233,15 @@ class Topology:
         Call it after the last backward of a step, after unscaling, and before clipping by norm: else the norm counts
         connections that do not exist. If it is not called, `optimizer.step()` does it. Calling it again is harmless.
         """
-        due = self.dense_gradient_due
+        due = self.dense_gradient_due or (self._memory.needs_saliency and self._evolves and self.step < self.last_event)
+        if due and not self._finite():
+            self._memory.end_step()
+            due = False
         for name, p in self._parameters.items():
             if p.grad is None:
                 continue
             if due and name not in self._dense:
-                self._note(name, p.grad)
+                self._memory.note(name, p.grad, self._masks[name])
             p.grad.masked_fill_(~self._masks[name], 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,6 +266,7 @@ class Topology:
                 raise StructureError(f"the saved wiring has {key} {theirs!r}, this one {ours!r}: use the same settings")
         if {n: m.shape for n, m in state["masks"].items()} != {n: m.shape for n, m in self._masks.items()}:
             raise StructureError("the saved wiring is of another model: its layers or their shapes differ")
+        self._memory.clear()
         for key, kept in self._tensors().items():
             for name, saved in state[key].items():
                 like = self._masks[name]
@@ -286,6 +284,7 @@ class Topology:
     def _bear(self) -> None:
         """Draw the first masks with exact counts, and prepare the weights."""
         start = self.rule.schedule.start_density or self.density
+        self._allocate(self.density)  # where the density falls, the final one has to be possible too
         counts = self._allocate(start)
         for index, (name, p) in enumerate(self._parameters.items()):
             if counts[name] == p.numel():
@@ -310,7 +309,7 @@ class Topology:
     ) -> tuple[Any, dict[str, Any]] | None:
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler on fused optimisers only
         self._skipped = found_inf is not None and bool(found_inf)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        closure = kwargs.get("closure", next(iter(args[1:]), None))
         if closure is None:
             self._settle(optimizer)
             return None
@@ -320,16 +319,18 @@ class Topology:
             self._settle(optimizer)
             return loss
 
-        return (args[0], masked), {}
+        return (optimizer, masked), {}
 
     @torch.no_grad()
     def _settle(self, optimizer: Optimizer) -> None:
         """Everything between backward and the optimiser's own step."""
-        if self._skipped:
-            self._record.clear()
-            return
         self.mask_gradients()
-        self._accumulate(getattr(optimizer, "grad_scale", None))
+        if self._skipped:
+            return
+        grad_scale = getattr(optimizer, "grad_scale", None)
+        scale = 1.0 if grad_scale is None else 1 / float(grad_scale)
+        for name, p in self._parameters.items():
+            self._memory.accumulate(name, p, scale)
         self._replaced = self.rule.replaces_step and self._is_event(self.step + 1)
         if self._replaced:
             self._event(self.step + 1)
@@ -339,39 +340,19 @@ class Topology:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._skipped:
-            return
-        self._clean()
-        self.step += 1
-        if self._is_event(self.step) and not self._replaced:
-            self._event(self.step)
-        self._record.clear()
+        if not self._skipped:
+            self._clean()
+            self.step += 1
+            if self._is_event(self.step) and not self._replaced:
+                self._event(self.step)
+        self._memory.end_step()
 
-    def _note(self, name: str, grad: Tensor) -> None:
-        """Keep the dense gradient; where a step masks several times, add what has come at absent connections since."""
-        seen = self._seen.get(name, lambda: None)()
-        record = self._record.get(name)
-        if record is None or seen is not grad or not bool(record.isfinite().all()):
-            self._record[name] = grad.detach().float().clone()
-            self._seen[name] = weakref.ref(grad)
-        else:
-            record.add_(grad.detach().float().masked_fill(self._masks[name], 0))
-
-    def _accumulate(self, grad_scale: Tensor | None) -> None:
-        if not self._evolves or self.step >= self.last_event:
-            return
-        needs = self.rule.grows.needs
-        scale = 1.0 if grad_scale is None else 1 / float(grad_scale)
-        for name, p in self._parameters.items():
-            if name in self._dense or p.grad is None:
-                continue
-            if self.rule.drops.needs_saliency:
-                salience = (p.detach().float() * p.grad.float()).abs_().mul_(scale)
-                self._saliency[name] = self._saliency[name].add_(salience) if name in self._saliency else salience
-            if needs in ("accumulated", "momentum") and name in self._record:
-                g = self._record[name].mul_(scale)
-                old = self._average.setdefault(name, torch.zeros_like(g))
-                old.add_(g) if needs == "accumulated" else old.lerp_(g, 1 - MOMENTUM)
+    def _finite(self) -> bool:
+        """Whether all gradients of the step are: where one is not, a `GradScaler` skips it, and none is evidence."""
+        owned = [p for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in owned or self._parameters.values() if p.grad is not None and p.numel()]
+        grads = [g.coalesce().values() if g.is_sparse else g for g in grads]
+        return bool(nn.utils.get_total_norm(grads, math.inf).isfinite())
 
     def _clean(self) -> None:
         """Exact zeros at absent connections, in the weights and in all that the optimiser keeps."""
@@ -407,9 +388,7 @@ class Topology:
                 opt.begin(opt.shaped_state(optimizer, name, p), grown[name], before[name] & self._masks[name])
             self._young[name].copy_(grown[name])
             self._ever[name] |= grown[name]
-        self._saliency.clear()
-        if rule.grows.needs == "accumulated":
-            self._average.clear()
+        self._memory.end_event()
         self.events.append(
             Event(
                 step=step,
@@ -441,13 +420,11 @@ class Topology:
 
     def _view(self, block: Block, exists: Tensor) -> View:
         zeros = {name: torch.zeros_like(self._parameters[name], dtype=torch.float32) for name in block.names}
-        needs = self.rule.grows.needs
-        gradients = self._average if needs in ("accumulated", "momentum") else self._record
         return View(
             weight=gather(block, {name: self._parameters[name].detach().float() for name in block.names}),
             exists=exists,
-            saliency=gather(block, zeros | {n: t for n, t in self._saliency.items() if n in zeros}),
-            gradient=gather(block, zeros | {n: t for n, t in gradients.items() if n in zeros}),
+            saliency=gather(block, {**zeros, **self._memory.saliency}),
+            gradient=gather(block, {**zeros, **self._memory.gradients()}),
         )
 
     def _planned(self, scope: Scope, step: int) -> dict[tuple[str, ...], Tensor]:
@@ -483,8 +460,8 @@ class Topology:
         dist.all_gather_object(hashes, self.mask_hash)
         if len(set(hashes)) > 1:
             raise StructureError(
-                f"masks differ over ranks at step {self.step}: {hashes}. "
-                f"Build model and topology with the same seed on every rank, and wrap the model in DistributedDataParallel"
+                f"masks differ over ranks at step {self.step}: {hashes}. Build model and topology with the same "
+                f"seed on every rank, and wrap the model in DistributedDataParallel"
             )
 
     def _settings(self) -> dict[str, Any]:
@@ -493,7 +470,13 @@ class Topology:
             "rule": rule.name,
             "drop": rule.drops.name,
             "grow": rule.grows.name,
-            "scope": rule.scope.name,
+            "scope": asdict(rule.scope),
+            "prune": rule.prune and asdict(rule.prune),
+            "grace": rule.grace,
+            "reselect": rule.reselect,
+            "replaces_step": rule.replaces_step,
+            "allocation": self.allocation,
+            "dense": sorted(self._dense),
             "density": self.density,
             "schedule": asdict(rule.schedule),
             "every": self.every,
@@ -506,27 +489,31 @@ class Topology:
             "masks": self._masks,
             "young": self._young,
             "ever": self._ever,
-            "saliency": self._saliency,
-            "average": self._average,
+            "saliency": self._memory.saliency,
+            "average": self._memory.average,
         }
 
 
 def _timing(evolves: bool, steps: int | None, every: int, until: float | int) -> tuple[int, int]:
     """`every` and `until` as numbers of optimiser steps."""
-    if every < 1:
-        raise UsageError(f"every is {every}: give the optimiser steps from one event to the next, at least 1")
+    if not (isinstance(every, int) and every >= 1):
+        raise UsageError(
+            f"every is {every}: give the optimiser steps from one event to the next, a whole number from 1"
+        )
     if not evolves:
         return every, 0
-    if steps is None or steps < 1:
-        raise UsageError(f"steps is {steps}: a rule that rewires needs the number of all optimiser steps")
+    if not (isinstance(steps, int) and steps >= 1):
+        raise UsageError(f"steps is {steps}: a rule that rewires needs the (whole) number of all optimiser steps")
     if isinstance(until, float):
         if not 0 < until <= 1:
             raise UsageError(
                 f"until is {until}: give a share of the steps above 0 and at most 1, or a whole number of steps"
             )
         until = math.floor(until * steps)
-    if not 0 < until <= steps:
-        raise UsageError(f"until is step {until} of {steps}: give at most {steps}")
+    if not (isinstance(until, int) and 0 < until <= steps):
+        raise UsageError(
+            f"until is step {until!r} of {steps}: give a whole number, at most {steps}, or a share (float)"
+        )
     if until < every:
         raise UsageError(f"no event fits: every {every} steps, but the last may be at step {until}. Lower `every`")
     return every, until

@@ -1,0 +1,110 @@
+"""Data sets by name, or the user's own: everything in memory, with a validation split taken from the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regraft.data.digits import digits
+from regraft.data.standin import standin
+from regraft.errors import UsageError
+from regraft.names import lookup
+
+DATA: dict[str, Callable[[str, int], Any]] = {"digits": digits, "standin": standin}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples `[N, C, H, W]` (images) or `[N, T, C, H, W]` (events), and labels `[N]` int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same on another device."""
+        return Split(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, and what a model has to know of them."""
+
+    name: str
+    train: Split
+    valid: Split
+    test: Split
+    classes: int
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same on another device."""
+        return replace(self, train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
+
+    @property
+    def static(self) -> bool:
+        """Images, the same at each time step; otherwise events, `[N, T, C, H, W]`."""
+        return self.train.x.ndim == 4
+
+    @property
+    def channels(self) -> int:
+        """C of a sample."""
+        return self.train.x.shape[-3]
+
+    @property
+    def size(self) -> int:
+        """H of a sample (samples are square)."""
+        return self.train.x.shape[-2]
+
+
+def load(name: str, *, validation: float = 0.2, seed: int = 0) -> Dataset:
+    """The data set, with `validation` of each class of its training set held out.
+
+    A source gives arrays or tensors `(x, y)`, or a map-style Dataset of `(x, y)` pairs, for `train` and for `test`.
+
+    Raises:
+        UsageError: an unknown name, or a source whose samples and labels do not fit.
+        MissingExtraError: the data set needs a library that is not installed.
+    """
+    make = lookup(name, DATA, "data set")
+    train, test = (_split(make(split, seed), name, split) for split in ("train", "test"))
+    held = _held_out(train.y, validation, seed)
+    if not len(test):
+        raise UsageError(f"data set {name!r} has no test samples")
+    return Dataset(
+        name=name,
+        train=Split(train.x[~held], train.y[~held]),
+        valid=Split(train.x[held], train.y[held]),
+        test=test,
+        classes=int(max(train.y.max(), test.y.max())) + 1,
+    )
+
+
+def _split(given: Any, name: str, split: str) -> Split:
+    if not (isinstance(given, tuple) and len(given) == 2):
+        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+            raise UsageError(f"data set {name!r} gave {type(given).__name__} for {split!r}: give (x, y) or a Dataset")
+        pairs = [given[i] for i in range(len(given))]
+        given = torch.stack([torch.as_tensor(x) for x, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
+    x, y = torch.as_tensor(given[0]), torch.as_tensor(given[1]).long()
+    if x.ndim not in (4, 5) or y.ndim != 1 or len(x) != len(y):
+        raise UsageError(
+            f"data set {name!r}, {split!r}: samples {tuple(x.shape)} and labels {tuple(y.shape)} do not fit: "
+            f"give [N, C, H, W] (images) or [N, T, C, H, W] (events), and [N]"
+        )
+    return Split(x, y)
+
+
+def _held_out(y: Tensor, share: float, seed: int) -> Tensor:
+    """`[N]` bool: the same share of each class, by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(y), dtype=torch.bool)
+    for label in y.unique().tolist():
+        members = (y == label).nonzero().squeeze(1)
+        held[members[torch.randperm(len(members), generator=generator)[: round(share * len(members))]]] = True
+    return held

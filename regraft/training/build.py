@@ -1,0 +1,211 @@
+"""From a recipe to the objects that it names. Every name and fit is checked here, before any folder is made."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from regraft import data as datasets
+from regraft.distill import (
+    AverageTeacher,
+    Distill,
+    LabelSmoothing,
+    NestedTeacher,
+    NetworkTeacher,
+    PreviousTeacher,
+    StepTeacher,
+    VirtualTeacher,
+    cross_entropy,
+    tet,
+)
+from regraft.errors import UsageError
+from regraft.models import MODELS
+from regraft.names import lookup
+from regraft.neurons import IF, LIF, PLIF
+from regraft.structure import PRESETS, Rule, Topology, preset
+from regraft.training.recipe import DistillSettings, Recipe, override
+
+TEACHER_SEED = 1_000_003  # added to the student's: with the same draw of weights the teacher would be a part of it
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """The device that the recipe asks for. Raises `UsageError` if there is no such one."""
+    wanted = recipe.training.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("training.device is 'cuda', but this torch sees no GPU: use 'cpu' or 'auto'")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def dataset_of(recipe: Recipe) -> datasets.Dataset:
+    """The recipe's data, on its device."""
+    loaded = datasets.load(recipe.data.name, validation=recipe.data.validation, seed=recipe.data.split_seed)
+    if recipe.data.batch > len(loaded.train):
+        raise UsageError(f"data.batch is {recipe.data.batch}, but there are {len(loaded.train)} training samples")
+    return loaded.to(device_of(recipe))
+
+
+def neuron_of(recipe: Recipe) -> Any:
+    """A factory of neurons, as the model functions take it."""
+    m = recipe.model
+    if m.neuron == "relu":
+        return nn.ReLU
+    shape: dict[str, Any] = {"threshold": m.threshold, "surrogate": m.surrogate, "reset": m.reset}
+    shape["detach_reset"] = m.detach_reset
+    if m.neuron == "plif":
+        return partial(PLIF, 1 / (1 - m.decay), **shape)
+    return partial(IF, **shape) if m.neuron == "if" else partial(LIF, m.decay, **shape)
+
+
+def model_of(recipe: Recipe, data: datasets.Dataset) -> nn.Module:
+    """The recipe's network for this data, its weights drawn from torch's global generator."""
+    make = lookup(recipe.model.name, MODELS, "model")
+    settings: dict[str, Any] = {
+        "classes": data.classes,
+        "channels": data.channels,
+        "size": data.size,
+        "steps": recipe.model.steps,
+        "neuron": neuron_of(recipe),
+        "static": data.static,
+        **recipe.model.options,
+    }
+    try:
+        inspect.signature(make).bind(**settings)
+    except TypeError as error:
+        raise UsageError(f"model {recipe.model.name!r} does not take these settings: {error}") from None
+    model = make(**settings)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model {recipe.model.name!r} gave {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def rule_of(recipe: Recipe) -> Rule:
+    """The recipe's rule, with the changes that it asks for."""
+    t = recipe.topology
+    rule = lookup(t.rule, PRESETS, "rule")
+    rule = rule() if callable(rule) else rule
+    if not isinstance(rule, Rule):
+        raise UsageError(
+            f"rule {t.rule!r} is {type(rule).__name__}: give a regraft.Rule, or a function that returns one"
+        )
+    changes = {"zeta": t.zeta, "start_density": t.start_density}
+    return preset(rule, **{key: value for key, value in changes.items() if value is not None})
+
+
+def topology_of(recipe: Recipe, model: nn.Module, steps: int) -> Topology:
+    """The recipe's wiring, born on `model`, for a training of `steps` optimiser steps."""
+    t = recipe.topology
+    return Topology(
+        model,
+        t.density,
+        rule_of(recipe),
+        steps=steps,
+        every=t.every,
+        until=t.until,
+        allocation=t.allocation,
+        scope=t.scope,
+        birth=t.birth,
+        include=t.include,
+        exclude=t.exclude,
+        dense=t.dense,
+        seed=recipe.seed,
+    )
+
+
+def optimizer_of(recipe: Recipe, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """The optimiser, and its learning rate: a linear warm-up, then a cosine to 0."""
+    t = recipe.training
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": t.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if t.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=t.lr, momentum=t.momentum, nesterov=t.momentum > 0)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=t.lr)
+    warm = math.floor(t.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+def criterion_of(recipe: Recipe, model: nn.Module, topology: Topology, teacher: nn.Module | None) -> Distill:
+    """The recipe's loss. `teacher` is the trained network that `sparse`, `undertrained` and `network` ask for."""
+    d, t = recipe.distill, recipe.training
+    label = partial(tet, regularisation=t.tet) if t.loss == "tet" else cross_entropy
+    if d.teacher == "label-smoothing":
+        label = LabelSmoothing(d.epsilon)
+    makers: dict[str, Any] = {
+        "virtual": lambda: VirtualTeacher(d.confidence, d.convention, d.multiplier),
+        "previous": lambda: PreviousTeacher(model),
+        "average": lambda: AverageTeacher(model, d.decay),
+        "weakest-step": lambda: StepTeacher("weakest"),
+        "strongest-step": lambda: StepTeacher("strongest"),
+        "nested": lambda: NestedTeacher(model, d.keep, lambda: topology.masks),
+        **dict.fromkeys(("sparse", "undertrained", "network"), lambda: NetworkTeacher(_given(teacher))),
+    }
+    criterion = Distill(
+        makers[d.teacher]() if d.teacher in makers else None,
+        weight=d.weight,
+        temperature=d.temperature,
+        over="mean" if t.loss == "mean" else "step",
+        label_loss=label,
+        label_weight=d.label_weight,
+    )
+    topology.before_event(criterion.before_event)
+    return criterion
+
+
+def _given(teacher: nn.Module | None) -> nn.Module:
+    if teacher is None:
+        raise UsageError("this teacher is a trained network, and none was given")
+    return teacher
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe | None:
+    """What stage 1 trains for the teachers `sparse` and `undertrained`; None where no stage 1 is needed."""
+    d = recipe.distill
+    if d.teacher not in ("sparse", "undertrained"):
+        return None
+    alone = replace(recipe, name="teacher", seed=recipe.seed + TEACHER_SEED, distill=DistillSettings())
+    if d.teacher == "undertrained":
+        return override(alone, {"training.stop": d.epochs or max(1, recipe.training.epochs // 10)})
+    changes: dict[str, Any] = {"topology.density": d.density}
+    changes |= {"model.name": d.model} if d.model else {}
+    changes |= {"training.epochs": d.epochs} if d.epochs else {}
+    return override(alone, changes)
+
+
+@dataclass
+class Parts:
+    """Everything a training loop holds."""
+
+    data: datasets.Dataset
+    model: nn.Module
+    topology: Topology
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    criterion: Distill
+    steps: int
+
+
+def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
+    """All parts of a training, seeded by the recipe. Raises `UsageError` for whatever cannot be meant."""
+    torch.manual_seed(recipe.seed)
+    data = dataset_of(recipe)
+    model = model_of(recipe, data).to(device_of(recipe))
+    steps = recipe.training.epochs * datasets.count(data.train, recipe.data.batch)
+    topology = topology_of(recipe, model, steps)
+    optimizer, schedule = optimizer_of(recipe, model, steps)
+    topology.attach(optimizer)
+    criterion = criterion_of(recipe, model, topology, teacher)
+    return Parts(data, model, topology, optimizer, schedule, criterion, steps)

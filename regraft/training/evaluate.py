@@ -1,0 +1,100 @@
+"""What a network does on data: loss, accuracy, firing rates; and normalisation re-estimated after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from regraft.distill import cross_entropy, over_time
+from regraft.errors import UsageError
+from regraft.metrics import neuron_modules
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy of the mean logits, share of right answers, samples, firing rate of each neuron layer."""
+
+    loss: float
+    accuracy: float
+    samples: int
+    rates: dict[str, float]
+
+
+def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> Evaluation:
+    """Run `model` in eval mode over `batches` of `(x, y)`; the mode it was in is restored.
+
+    `forward(model, x)` gives the logits `[N, K]` or `[T, N, K]`; `model(x)` unless given.
+    Raises `UsageError` if there is no sample.
+    """
+    was_training = model.training
+    model.eval()
+    loss = right = samples = 0.0
+    try:
+        with torch.inference_mode(), _rates(model) as rates:
+            for x, y in batches:
+                logits = over_time(model(x) if forward is None else forward(model, x), "mean").float()
+                loss += float(cross_entropy(logits, y)) * len(y)
+                right += int((logits.argmax(dim=1) == y).sum())
+                samples += len(y)
+    finally:
+        model.train(was_training)
+    if not samples:
+        raise UsageError("evaluate() got no samples: the loader is empty")
+    return Evaluation(loss / samples, right / samples, int(samples), {k: s / max(1, n) for k, (s, n) in rates.items()})
+
+
+@contextmanager
+def _rates(model: nn.Module) -> Iterator[dict[str, list[float]]]:
+    """Sum and number of the outputs of each neuron layer, while the context lasts."""
+    totals: dict[str, list[float]] = {}
+    handles = []
+    for name, module in neuron_modules(model).items():
+
+        def hook(_module: nn.Module, _args: Any, out: Any, name: str = name) -> None:
+            spikes = out[0] if isinstance(out, tuple) else out
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += float(spikes.sum())
+            total[1] += spikes.numel()
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        yield totals
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> None:
+    """Set the statistics of normalisation to their plain average over `batches`; changes no weight.
+
+    Running averages lag behind weights and wiring; this takes them at the end, with everything else in eval mode.
+    A model without batch normalisation is left alone.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return
+    modes = {m: m.training for m in model.modules()}
+    momenta = {m: m.momentum for m in layers}
+    model.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # torch's word for a plain average
+            layer.train()
+        for x, _ in batches:
+            _ = model(x) if forward is None else forward(model, x)
+    finally:
+        for layer in layers:
+            layer.momentum = momenta[layer]
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,65 @@
+"""Saved networks: model and wiring in one file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from regraft.errors import RegraftError, RunError
+from regraft.structure import Topology
+from regraft.training.build import dataset_of, model_of, topology_of
+from regraft.training.checkpoint import read_tensors, write_tensors
+from regraft.training.recipe import Recipe, load_recipe
+
+_WIRING = ("masks", "young", "ever", "saliency", "average")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained network as it was saved: `model` in eval mode on the CPU, its `topology` and its `recipe`."""
+
+    model: nn.Module
+    topology: Topology
+    recipe: Recipe
+
+
+def save(path: Path, model: nn.Module, topology: Topology, manifest: Mapping[str, Any]) -> None:
+    """Write `path` (safetensors: `model/<name>`, `masks/<name>`, ...) and its JSON manifest."""
+    state = topology.state_dict()
+    tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+    for kind in _WIRING:
+        tensors |= {f"{kind}/{name}": t for name, t in state[kind].items()}
+    rest = {key: value for key, value in state.items() if key not in _WIRING}
+    write_tensors(path, tensors, {**manifest, "topology": rest})
+
+
+def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
+    """The network of a run folder: as it was at the end, or at the epoch chosen on the validation split.
+
+    Raises `RunError` if the folder or a file in it is missing, damaged, or does not fit its recipe.
+    """
+    folder = Path(run)
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
+    recipe = load_recipe(folder / "recipe.yaml")
+    tensors, manifest = read_tensors(folder / f"{which}.safetensors")
+    if manifest.get("recipe_hash") != recipe.hash:
+        raise RunError(f"{folder / f'{which}.safetensors'} was saved by another recipe than {folder / 'recipe.yaml'}")
+    state: dict[str, Any] = {kind: {} for kind in ("model", *_WIRING)}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        state[kind][name] = tensor
+    with torch.random.fork_rng(devices=[]):
+        model = model_of(recipe, dataset_of(recipe))
+    topology = topology_of(recipe, model, int(manifest["steps"]))
+    try:
+        model.load_state_dict(state.pop("model"))
+        topology.load_state_dict({**manifest["topology"], **state})
+    except (RegraftError, RuntimeError, KeyError) as error:
+        raise RunError(f"{folder}: the saved network does not fit its recipe ({error})") from None
+    return Loaded(model.eval(), topology, recipe)

@@ -1,0 +1,356 @@
+"""What is to be trained, as frozen dataclasses: the same in Python, in a YAML file and as flags.
+
+No torch here: the command line's `--help` reads this file only. Ranges are checked where a value is set; names of
+models, data sets and rules are checked by `build.check`, before any folder is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from typeguard import TypeCheckError, check_type
+
+from regraft.errors import UsageError, nearest
+
+SHIPPED = Path(__file__).parents[1] / "recipes"
+
+Teacher = Literal[
+    "none",
+    "label-smoothing",
+    "sparse",
+    "virtual",
+    "undertrained",
+    "previous",
+    "average",
+    "weakest-step",
+    "strongest-step",
+    "nested",
+    "network",
+]
+
+
+def _within(section: str, name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise `UsageError` with the allowed range unless `low <= value <= high` (`low <` if `open_low`)."""
+    if value is None:
+        return
+    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+        start = f"above {low:g}" if open_low else f"from {low:g}"
+        end = " upwards" if high == math.inf and not open_low else "" if high == math.inf else f" to {high:g}"
+        raise UsageError(f"{section}.{name} is {value}: give a number {start}{end}")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the network sees."""
+
+    name: str = "digits"
+    """A data set (`regraft list data`) or `package.module:function`."""
+    batch: int = 64
+    """Samples in one optimiser step."""
+    validation: float = 0.2
+    """Share of the training set that is held out to choose an epoch. The test set chooses nothing."""
+    split_seed: int = 0
+    """Seed of that split, the same for all seeds of a comparison."""
+    augment: bool = True
+    """Vary the training samples as the data set says."""
+
+    def __post_init__(self) -> None:
+        _within("data", "batch", self.batch, 1, math.inf)
+        _within("data", "validation", self.validation, 0, 0.9)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What fires."""
+
+    name: str = "tiny_vgg"
+    """A model (`regraft list models`) or `package.module:function`."""
+    steps: int = 4
+    """Time steps T."""
+    neuron: Literal["lif", "plif", "if", "relu"] = "lif"
+    """Neuron; `relu` is the ANN twin."""
+    decay: float = 0.5
+    """Share of the membrane kept from step to step (LIF; the start for PLIF)."""
+    threshold: float = 1.0
+    """Membrane at which a neuron fires."""
+    surrogate: Literal["triangle", "rectangle", "atan", "sigmoid"] = "triangle"
+    """What stands in for the derivative of the spike."""
+    reset: Literal["hard", "soft"] = "hard"
+    """To 0, or by subtraction of the threshold."""
+    detach_reset: bool = True
+    """No gradient through the reset."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the model function."""
+
+    def __post_init__(self) -> None:
+        _within("model", "steps", self.steps, 1, 1024)
+        _within("model", "decay", self.decay, 0, 1, open_low=True)
+        _within("model", "threshold", self.threshold, 0, math.inf, open_low=True)
+
+
+@dataclass(frozen=True)
+class TopologySettings:
+    """How the wiring is born and evolves."""
+
+    density: float = 0.1
+    """Connections that exist over all prunable elements; the final one where a rule lets it fall."""
+    rule: str = "rigl"
+    """A preset (`regraft list rules`) or `package.module:function`."""
+    every: int = 100
+    """Optimiser steps from one rewiring event to the next."""
+    until: float = 0.75
+    """Share of the training after which the wiring stays as it is."""
+    zeta: float | None = None
+    """Share of the connections exchanged at the first event; the rule's own if not given."""
+    start_density: float | None = None
+    """Where a falling density begins; the rule's own if not given."""
+    allocation: Literal["uniform", "er", "erk", "global"] | None = None
+    """How connections are spread over layers at birth; the rule's own if not given."""
+    scope: Literal["layer", "row", "network"] | None = None
+    """Within what counts are held; the rule's own if not given."""
+    birth: Literal["rescale", "keep"] = "rescale"
+    """Random and rescaled, or the largest weights untouched."""
+    include: tuple[str, ...] = ()
+    """Name patterns of further tensors to prune."""
+    exclude: tuple[str, ...] = ()
+    """Name patterns of tensors to leave alone."""
+    dense: tuple[str, ...] = ()
+    """Name patterns of tensors that keep all connections, and are counted."""
+
+    def __post_init__(self) -> None:
+        _within("topology", "density", self.density, 0, 1, open_low=True)
+        _within("topology", "every", self.every, 1, math.inf)
+        _within("topology", "until", self.until, 0, 1, open_low=True)
+        _within("topology", "zeta", self.zeta, 0, 1)
+        _within("topology", "start_density", self.start_density, 0, 1, open_low=True)
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Who teaches, and how much it counts."""
+
+    teacher: Teacher = "none"
+    """`sparse` is trained first, by the same command; `virtual` is no network at all."""
+    weight: float = 0.5
+    """Share of the teacher in the loss; the label's is 1 - weight."""
+    temperature: float = 4.0
+    """Softens both sides of the divergence."""
+    label_weight: float | None = None
+    """The label's weight, where it is not 1 - weight (1 for a whole cross-entropy beside the teacher)."""
+    density: float = 0.02
+    """Sparse teacher: its density, below the student's."""
+    model: str | None = None
+    """Sparse teacher: another model than the student's."""
+    epochs: int | None = None
+    """Sparse teacher: its epochs (as the student's if not given). Undertrained: where it stops (a tenth of them)."""
+    run: str | None = None
+    """Network teacher: the folder of a finished run."""
+    confidence: float = 0.99
+    """Virtual teacher: probability of the right class."""
+    convention: Literal["softened", "paper", "released"] = "softened"
+    """Virtual teacher: see `docs/distillation.md` for what each really does."""
+    multiplier: float | None = None
+    """Virtual teacher, convention `released`: factor of the loss (number of classes if not given)."""
+    decay: float = 0.99
+    """Average teacher: share of the old average kept at each step."""
+    keep: float = 0.5
+    """Nested teacher: share of the student's connections."""
+    epsilon: float = 0.1
+    """Label smoothing (the control arm): mass spread over all classes."""
+
+    def __post_init__(self) -> None:
+        _within("distill", "weight", self.weight, 0, 1)
+        _within("distill", "label_weight", self.label_weight, 0, math.inf)
+        _within("distill", "temperature", self.temperature, 0, math.inf, open_low=True)
+        _within("distill", "density", self.density, 0, 1, open_low=True)
+        _within("distill", "epochs", self.epochs, 1, math.inf)
+        _within("distill", "confidence", self.confidence, 0, 1, open_low=True)
+        _within("distill", "multiplier", self.multiplier, 0, math.inf, open_low=True)
+        _within("distill", "decay", self.decay, 0, 1)
+        _within("distill", "keep", self.keep, 0, 1, open_low=True)
+        _within("distill", "epsilon", self.epsilon, 0, 1)
+        if self.teacher == "network" and not self.run:
+            raise UsageError("distill.teacher is 'network': give the folder of its finished run as distill.run")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the weights learn."""
+
+    epochs: int = 30
+    """Passes over the training set."""
+    stop: int | None = None
+    """End after this epoch, on the schedule of all of them."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum (Nesterov), or AdamW."""
+    lr: float = 0.1
+    """Highest learning rate."""
+    momentum: float = 0.9
+    """SGD only."""
+    weight_decay: float = 5e-4
+    """On tensors with two or more axes; never on biases, normalisation or learnt time constants."""
+    warmup: float = 0.05
+    """Share of the training in which the learning rate rises; a cosine to 0 follows."""
+    loss: Literal["mean", "step", "tet"] = "mean"
+    """Losses (the teacher's too) act on the mean logits or on each step; TET is Deng et al. 2022."""
+    tet: float = 0.05
+    """TET: weight of the regularising term."""
+    clip: float | None = None
+    """Largest norm of the masked gradient."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward; weights are fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; `auto` takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        _within("training", "epochs", self.epochs, 1, math.inf)
+        _within("training", "stop", self.stop, 1, self.epochs)
+        _within("training", "lr", self.lr, 0, math.inf, open_low=True)
+        _within("training", "momentum", self.momentum, 0, 1)
+        _within("training", "weight_decay", self.weight_decay, 0, math.inf)
+        _within("training", "warmup", self.warmup, 0, 1)
+        _within("training", "tet", self.tet, 0, 1)
+        _within("training", "clip", self.clip, 0, math.inf, open_low=True)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training, from data to run folder."""
+
+    name: str = "run"
+    """Name of the run, and of its folder."""
+    seed: int = 0
+    """Of weights, wiring, order and augmentation."""
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    topology: TopologySettings = field(default_factory=TopologySettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        _within("recipe", "seed", self.seed, 0, 2**63 - 1)
+        if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
+            raise UsageError(f"name is {self.name!r}: it names a folder, so give a word without slashes")
+        if self.distill.teacher == "sparse" and self.distill.density >= self.topology.density:
+            raise UsageError(
+                f"distill.density is {self.distill.density:g}: the sparse teacher must be sparser than the student, "
+                f"whose topology.density is {self.topology.density:g}"
+            )
+        if self.distill.teacher in ("weakest-step", "strongest-step") and self.model.steps < 2:
+            raise UsageError(
+                f"distill.teacher is {self.distill.teacher!r}: it compares time steps, so model.steps >= 2"
+            )
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over everything that changes the outcome (all but the name)."""
+        settings = to_mapping(self)
+        del settings["name"]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def to_mapping(recipe: Any) -> dict[str, Any]:
+    """The recipe as plain dicts and lists, ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A copy with some settings changed: nested mappings, or dotted names (`{"training.epochs": 3}`).
+
+    Raises `UsageError` for an unknown name (with the nearest one), a wrong type, or a value out of range.
+    """
+    return _apply(recipe, _nested(changes), where, "")
+
+
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in changes.items():
+        head, _, rest = str(key).partition(".")
+        if rest:
+            value = {rest: value}
+        if isinstance(value, Mapping) and isinstance(tree.get(head), dict):
+            value = {**tree[head], **value}
+        tree[head] = value
+    return tree
+
+
+def _apply(old: Any, changes: Mapping[str, Any], where: str, path: str) -> Any:
+    known = {f.name: f for f in fields(old)}
+    hints = typing.get_type_hints(type(old))
+    new: dict[str, Any] = {}
+    for key, value in changes.items():
+        name = f"{path}{key}"
+        if key not in known:
+            raise UsageError(f"{where}: no setting is called {name!r}: {nearest(str(key), known)}")
+        current = getattr(old, key)
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{where}: {name} is a section: give it settings, not {value!r}")
+            new[key] = _apply(current, _nested(value), where, f"{name}.")
+        else:
+            new[key] = _typed(value, hints[key], where, name)
+    return dataclasses.replace(old, **new)
+
+
+def _typed(value: Any, hint: Any, where: str, name: str) -> Any:
+    """The value in the type of its field: whole numbers serve as floats, lists as tuples; nothing else is converted."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        value = tuple(value)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise UsageError(f"{where}: {name} is {value!r}: {nearest(str(value), map(str, typing.get_args(hint)))}")
+    try:
+        if isinstance(value, bool) and bool not in options:
+            raise TypeCheckError("is a truth value")
+        return check_type(value, hint)
+    except TypeCheckError:
+        allowed = " or ".join(getattr(o, "__name__", str(o)) for o in options).replace("NoneType", "null")
+        raise UsageError(f"{where}: {name} is {value!r}: give {allowed}") from None
+
+
+def read_yaml(source: str | Path) -> dict[str, Any]:
+    """The mapping in a recipe file, or in the shipped recipe of that name.
+
+    Raises `UsageError` if there is none, or if it is not YAML, or not a mapping.
+    """
+    path = Path(source)
+    if not path.is_file():
+        shipped = {p.stem: p for p in SHIPPED.glob("*.yaml")}
+        if str(source) not in shipped:
+            raise UsageError(
+                f"no recipe file or shipped recipe is called {str(source)!r}: {nearest(str(source), shipped)}"
+            )
+        path = shipped[str(source)]
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        raise UsageError(f"{path} is not YAML" + (f" (line {line + 1})" if line is not None else "")) from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} is not a recipe: it should hold settings such as 'training: {{epochs: 30}}'")
+    tree.setdefault("name", path.stem)
+    return tree
+
+
+def write_yaml(recipe: Recipe, path: Path) -> None:
+    """The resolved recipe as a file that `regraft train` takes."""
+    path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """The recipe in a file, or the shipped one of that name; its arms, if any, are left out (see `load_study`)."""
+    tree = read_yaml(source)
+    tree.pop("arms", None)
+    return override(Recipe(), tree, where=str(source))

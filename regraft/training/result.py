@@ -1,0 +1,138 @@
+"""The end of a run: what it reached and what it costs, measured on the test set, as `result.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from regraft.data import plain_batches
+from regraft.distill import AverageTeacher, NestedTeacher, PreviousTeacher, StepTeacher
+from regraft.errors import RunError
+from regraft.metrics import Measurement, measure
+from regraft.training.build import Parts
+from regraft.training.checkpoint import write_json
+from regraft.training.evaluate import Evaluation, evaluate
+from regraft.training.load import load
+from regraft.training.recipe import Recipe
+from regraft.training.run import RunFolder
+
+FORMAT = 1
+
+
+def finish(
+    run: RunFolder,
+    recipe: Recipe,
+    parts: Parts,
+    seconds: float,
+    valid: Evaluation | None,
+    teacher_run: Path | None,
+    command: str | None,
+) -> dict[str, Any]:
+    """Measure the trained network, write `result.json` and return its content."""
+    model, topology, test = parts.model, parts.topology, parts.data.test
+    chosen = json.loads((run.path / "best.json").read_text(encoding="utf-8"))
+    selected = load(run.path, "best").model.to(test.y.device)
+    last = evaluate(model, plain_batches(test, 256))
+    epochs = [r for r in _records(run.path) if r["kind"] == "epoch"]
+    valids = {r["epoch"]: r["valid"]["accuracy"] for r in epochs if r["valid"]}
+    cost = measure(model.eval(), list(plain_batches(test, 256)), topology=topology)
+    result = {
+        "format": FORMAT,
+        "name": recipe.name,
+        "recipe_hash": recipe.hash,
+        "seed": recipe.seed,
+        "command": command or "regraft train recipe.yaml",
+        "accuracy": {
+            "last": last.accuracy,
+            "selected": evaluate(selected, plain_batches(test, 256)).accuracy,
+            "selected_epoch": chosen["epoch"],
+            "valid_last": valid.accuracy if valid else None,
+            "valid_selected": valids.get(chosen["epoch"]),
+        },
+        "test_samples": last.samples,
+        "connections": {"existing": topology.connections, "of": topology.possible},
+        "exploration": topology.exploration,
+        "mask_hash": topology.mask_hash,
+        **_cost(cost),
+        "seconds": {
+            "train": round(seconds, 3),
+            "rewiring": round(sum(e.seconds for e in topology.events), 4),
+        },
+        "teacher": teacher_of(recipe, parts, teacher_run),
+    }
+    write_json(run.path / "result.json", result)
+    return result
+
+
+def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None) -> dict[str, Any] | None:
+    """What stands beside the student: the teacher's kind, accuracy on the same test set, density, and training time."""
+    teacher, test = parts.criterion.teacher, parts.data.test
+    if teacher is None:
+        return None
+    told: dict[str, Any] = {"kind": recipe.distill.teacher, "accuracy": None, "density": None, "seconds": 0.0}
+    if teacher_run is not None:
+        result = read_result(teacher_run)
+        own = 0.0 if result["teacher"] is None else result["teacher"]["seconds"]
+        told |= {"name": result["name"], "accuracy": result["accuracy"]["last"]}
+        told |= {"density": result["density"]["connections"], "seconds": result["seconds"]["train"] + own}
+    elif isinstance(teacher, AverageTeacher | PreviousTeacher):
+        told["accuracy"] = evaluate(teacher.model, plain_batches(test, 256)).accuracy
+    elif isinstance(teacher, NestedTeacher):
+        nested = teacher
+
+        def half(model: nn.Module, x: Tensor) -> Tensor:
+            return nested.logits(x)
+
+        told["accuracy"] = evaluate(parts.model, plain_batches(test, 256), forward=half).accuracy
+        told["density"] = parts.topology.connections / parts.topology.possible * recipe.distill.keep
+    elif isinstance(teacher, StepTeacher):
+        steps = teacher
+        whole = parts.model.eval()
+        logits = whole(next(iter(plain_batches(test, len(test))))[0])
+        chosen = int(steps.choose(logits, test.y))
+        told["accuracy"] = float((logits[chosen].argmax(dim=1) == test.y).float().mean())
+    return told
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """`result.json` of a finished run. Raises `RunError` if there is none."""
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise RunError(f"{folder} holds no finished run: it has no result.json") from None
+    except ValueError:
+        raise RunError(f"{folder / 'result.json'} is damaged: it is not JSON") from None
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _cost(cost: Measurement) -> dict[str, Any]:
+    neurons = cost.neurons
+    return {
+        "density": asdict(cost.densities),
+        "synops": {
+            "acs": cost.acs / cost.samples,
+            "macs": cost.macs / cost.samples,
+            "macs_repeated": cost.macs_if_repeated / cost.samples,
+            "steps": cost.steps,
+        },
+        "energy": {
+            "joule": cost.energy * 1e-12,
+            "mac_pj": cost.energy_model.mac,
+            "ac_pj": cost.energy_model.ac,
+        },
+        "neurons": {
+            "of": sum(row.units for row in cost.firing),
+            "removable": None if neurons is None else neurons.removable,
+            "constant": None if neurons is None else neurons.constant,
+            "silent": sum(row.silent for row in cost.firing),
+        },
+        "rates": {row.name: row.rate for row in cost.firing},
+    }

@@ -1,0 +1,118 @@
+"""A study: several recipes that differ in a few settings (arms), trained one after the other into one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regraft.errors import RunError, UsageError, nearest
+from regraft.training.checkpoint import write_json
+from regraft.training.recipe import Recipe, override, read_yaml
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """`arms`: recipes by name, in the order of training. A study of one arm is that run alone."""
+
+    name: str
+    arms: Mapping[str, Recipe]
+
+
+def load_study(source: str | Path, changes: Mapping[str, Any] | None = None, only: Sequence[str] = ()) -> Study:
+    """The study in a recipe file, or in the shipped recipe of that name.
+
+    Args:
+        changes: settings that apply to every arm that does not set them itself.
+        only: names of the arms to keep.
+
+    Raises `UsageError` for whatever the file or the changes cannot mean.
+    """
+    tree = read_yaml(source)
+    arms = tree.pop("arms", None)
+    base = override(Recipe(), {**tree, **(changes or {})} if not tree else tree, where=str(source))
+    base = override(base, changes or {}, where="flags")
+    if arms is None:
+        return Study(base.name, {base.name: base})
+    if not isinstance(arms, dict) or not all(isinstance(a, dict | None) for a in arms.values()):
+        raise UsageError(
+            f"{source}: arms should map names to settings, for example 'sparse: {{topology.density: 0.1}}'"
+        )
+    for name in only:
+        if name not in arms:
+            raise UsageError(f"{source} has no arm {name!r}: {nearest(name, arms)}")
+    kept = {name: arm or {} for name, arm in arms.items() if not only or name in only}
+    return Study(
+        base.name,
+        {name: override(replace(base, name=name), arm, f"{source}, arm {name}") for name, arm in kept.items()},
+    )
+
+
+def with_teachers(study: Study) -> Study:
+    """The study with the teachers that its arms need as arms of their own, each before its first student."""
+    from regraft.training.build import teacher_recipe
+
+    arms: dict[str, Recipe] = {}
+    for name, recipe in study.arms.items():
+        first = teacher_recipe(recipe)
+        if first is not None and first.hash not in {r.hash for r in arms.values()}:
+            label = first.name if first.name not in {*arms, *study.arms} else f"teacher-of-{name}"
+            arms[label] = replace(first, name=label)
+        arms[name] = recipe
+    return Study(study.name, arms)
+
+
+def train_study(
+    study: Study, folder: str | Path | None = None, *, watch: Watch = lambda record: None, command: str | None = None
+) -> list[Path]:
+    """Train all arms, each into a folder of its name; what is finished by the same recipe is left as it is.
+
+    Returns the run folders, teachers included, in the order of training.
+
+    Raises `RunError` if a folder holds a finished run of another recipe; nothing is touched then.
+    """
+    from regraft.training.build import assemble, teacher_recipe
+    from regraft.training.fit import fit
+
+    folder = Path(folder or Path("runs") / study.name)
+    single = len(study.arms) == 1 and study.name in study.arms
+    whole = with_teachers(study)
+    paths = {name: folder if single and name == study.name else folder / name for name in whole.arms}
+    done = {name: finished(paths[name], recipe) for name, recipe in whole.arms.items()}
+    for name, recipe in whole.arms.items():
+        if not done[name] and recipe.distill.teacher not in ("sparse", "undertrained", "network"):
+            assemble(recipe)  # what cannot be meant shall show before minutes of training
+    if not single:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", {"name": study.name, "arms": list(whole.arms)})
+    by_hash = {recipe.hash: paths[name] for name, recipe in whole.arms.items()}
+    for name, recipe in whole.arms.items():
+        if done[name]:
+            watch({"run": name, "kind": "skip", "folder": str(paths[name])})
+            continue
+        watch({"run": name, "kind": "start", "epochs": recipe.training.stop or recipe.training.epochs})
+        first = teacher_recipe(recipe)
+        fit(recipe, paths[name], teacher_run=by_hash[first.hash] if first else None, watch=watch, command=command)
+    return list(paths.values())
+
+
+def finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether `folder` holds a finished run of this recipe. Raises `RunError` if it is one of another recipe."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe_hash"]
+    except OSError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{folder / 'result.json'} is damaged: move the folder away, or choose another with --out"
+        ) from None
+    if found != recipe.hash:
+        raise RunError(
+            f"{folder} holds a finished run of another recipe ({found}, now {recipe.hash}): "
+            f"choose another folder with --out, or move it away"
+        )
+    return True

@@ -1,0 +1,127 @@
+"""Run folders as training writes them, small and with numbers that a person can check."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+LAYERS = {"conv.weight": [8, 1, 3, 3], "fc.weight": [10, 40]}
+EVENTS = (4, 8, 12)
+
+RESULT: dict[str, Any] = {
+    "format": 1,
+    "name": "sparse",
+    "recipe_hash": "5e1f",
+    "seed": 0,
+    "command": "regraft train digits --only sparse",
+    "accuracy": {"last": 0.95, "selected": 0.955, "selected_epoch": 4, "valid_last": 0.94, "valid_selected": 0.96},
+    "test_samples": 360,
+    "connections": {"existing": 47, "of": 472},
+    "density": {"connections": 47 / 472, "parameters": 0.11, "operations": 0.12, "synaptic": None},
+    "synops": {"acs": 20_000.0, "macs": 1_000.0, "macs_repeated": 4_000.0, "steps": 4},
+    "energy": {"joule": (20_000 * 0.9 + 1_000 * 4.6) * 1e-12, "mac_pj": 4.6, "ac_pj": 0.9},
+    "neurons": {"of": 58, "removable": 3, "constant": 1, "silent": 2},
+    "seconds": {"train": 21.34, "rewiring": 0.05},
+    "teacher": None,
+}
+
+Write = Callable[..., Path]
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    out = copy.deepcopy(base)
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        node = out
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return out
+
+
+def log_records(epochs: int = 5) -> Iterator[dict[str, Any]]:
+    counts = {"conv.weight": 17, "fc.weight": 30}
+    layers = {n: {"connections": counts[n], "of": int(np.prod(s)), "shape": s} for n, s in LAYERS.items()}
+    yield {"kind": "birth", "step": 0, "layers": layers, "density": 0.0996, "mask_hash": "a"}
+    for epoch in range(1, epochs + 1):
+        for step in (s for s in EVENTS if 3 * (epoch - 1) < s <= 3 * epoch):
+            moved = {"conv.weight": 2, "fc.weight": 5}
+            yield {
+                "kind": "event", "step": step, "dropped": moved, "grown": moved, "connections": counts,
+                "density": 0.0996, "mask_hash": "b", "exploration": 0.0996 + step / 100, "seconds": 0.01,
+            }  # fmt: skip
+        yield {
+            "kind": "epoch", "epoch": epoch, "step": 3 * epoch, "seconds": 1.0, "lr": 0.1,
+            "train": {"loss": 2 / epoch, "accuracy": 0.5, "label_loss": 1 / epoch, "distill_loss": None},
+            "valid": {"loss": 2.1 / epoch, "accuracy": 0.6}, "rates": {"conv": 0.2, "fc": 0.1},
+        }  # fmt: skip
+
+
+def wiring(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        f"{step:08d}/{layer}": rng.integers(0, 9, size=(shape[0], shape[1])).astype(np.int32)
+        for step in (0, *EVENTS)
+        for layer, shape in LAYERS.items()
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a run folder `tmp_path/study/<folder>`; dotted keywords change its result, `recipe` its recipe."""
+
+    def make(
+        name: str = "sparse",
+        *,
+        folder: str | None = None,
+        finished: bool = True,
+        recipe: dict[str, Any] | None = None,
+        records: list[dict[str, Any]] | None = None,
+        maps: dict[str, np.ndarray] | None = None,
+        **changes: Any,
+    ) -> Path:
+        path = tmp_path / "study" / (folder or name)
+        path.mkdir(parents=True)
+        seed = changes.get("seed", 0)
+        settings = {
+            "name": name,
+            "seed": seed,
+            "data": {"name": "digits", "batch": 64},
+            "model": {"name": "tiny_vgg", "steps": 4},
+            "topology": {"density": 0.1, "rule": "rigl"},
+            "distill": {"teacher": "none"},
+            "training": {"epochs": 5},
+        }
+        (path / "recipe.yaml").write_text(yaml.safe_dump(merge(settings, recipe or {}), sort_keys=False))
+        (path / "environment.json").write_text(json.dumps({"regraft": "0.1.0", "torch": "2.13.0"}))
+        lines = [json.dumps(record) for record in (records or list(log_records()))]
+        (path / "log.jsonl").write_text("\n".join(lines) + "\n")
+        save_file(wiring() if maps is None else maps, path / "wiring.safetensors")
+        if finished:
+            result = merge(RESULT, {"name": name, **{key.replace("__", "."): v for key, v in changes.items()}})
+            (path / "result.json").write_text(json.dumps(result))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def dense(write: Write) -> Path:
+    """The dense run that others are measured against: 200,000 ACs and 10,000 MACs a sample."""
+    return write(
+        "dense",
+        recipe={"topology.density": 1.0},
+        accuracy__last=0.97,
+        accuracy__valid_selected=0.98,
+        connections={"existing": 472, "of": 472},
+        density={"connections": 1.0, "parameters": 1.0, "operations": 1.0, "synaptic": None},
+        synops={"acs": 200_000.0, "macs": 10_000.0, "macs_repeated": 40_000.0, "steps": 4},
+    )
