@@ -45,6 +45,10 @@ class MissingExtraError(RegraftError, ImportError):
         super().__init__(f"{purpose} needs {package}, which is not installed. Run: pip install 'regraft[{extra}]'")
 
 
+class SilentLayerWarning(UserWarning):
+    """A layer of neurons that never fires: nothing behind it can learn."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt `name`: the closest known one first, then all of them.
 

@@ -35,7 +35,7 @@ def test_example(path, tmp_path):
     for _, connections, possible, *_ in totals:
         assert int(connections) == math.floor(density * int(possible) + 0.5)
     assert int(re.search(r"(\d+) events", done.stdout)[1]) > 0
-    assert float(re.search(r"test accuracy ([\d.]+)", done.stdout)[1]) > 0.5
+    assert float(re.search(r"accuracy ([\d.]+)", done.stdout)[1]) > 0.5
 
 
 def test_there_are_examples_for_each_way_of_writing_a_network():

@@ -224,7 +224,7 @@ class Tracer(TorchDispatchMode):
         moved = follow(name, tracked[0], label.axis, label.ids, args, kwargs, out, alone=len(inputs) == 1)
         for result, axis, ids in moved:
             self._set(result, axis, ids)
-        joined = name == "cat" and self._cat(args, out)
+        joined = name in ("cat", "stack") and self._join(name, args, out)
         if not (moved or joined or (name in ELEMENTWISE and self._mix(name, inputs, out))):
             for x in tracked:
                 self._release(x, name)
@@ -253,10 +253,14 @@ class Tracer(TorchDispatchMode):
                     self.graph.fixed.update(ids.tolist())
         return True
 
-    def _cat(self, args: tuple, out: Tensor) -> bool:
-        """Channels laid behind each other; along any other axis this is not followed."""
-        labels = [self._labels.get(x) for x in args[0]]
-        dim = (args[1] if len(args) > 1 else 0) % out.dim()
-        if any(label is None or label.axis != dim for label in labels):
+    def _join(self, name: str, args: tuple, out: Tensor) -> bool:
+        """Channels laid behind each other, or the same channels at several times laid along another axis."""
+        labels = [label for x in args[0] if (label := self._labels.get(x)) is not None]
+        if len(labels) != len(args[0]) or len({label.axis for label in labels}) != 1:
             return False
-        return self._set(out, dim, torch.cat([label.ids for label in labels if label is not None]))
+        dim, axis = (args[1] if len(args) > 1 else 0) % out.dim(), labels[0].axis
+        if name == "cat" and dim == axis:
+            return self._set(out, axis, torch.cat([label.ids for label in labels]))
+        if len({label.key for label in labels}) != 1:
+            return False
+        return self._set(out, axis + (name == "stack" and dim <= axis), labels[0].ids)

@@ -104,7 +104,7 @@ def _follow_mode(root: nn.Module, graph: fx.Graph, other: fx.Graph) -> None:
     ours, theirs = list(graph.nodes), list(other.nodes)
     for a, b in zip(ours, theirs, strict=False):
         if (a.op, a.target) != (b.op, b.target):
-            raise _two_ways(root, a)
+            continue
         left, right = (map_arg((n.args, n.kwargs), lambda x: x.name) for n in (a, b))
         if left == right:
             continue
@@ -121,7 +121,6 @@ def _mode_or_same(root: nn.Module, node: fx.Node, training: Any, evaluation: Any
         return training
     if training is not True or evaluation is not False:
         raise _two_ways(root, node)
-    return training
     path = unused(root, owner(node), "training_mode")
     place(root, path, Training())
     with node.graph.inserting_before(node):

@@ -150,7 +150,7 @@ def _scale(by_seed: Mapping[int, float]) -> float:
 
 def _no_spread(sd: float, scale: float) -> bool:
     # Equal differences of rounded numbers differ in the last bits: that is no spread.
-    return False
+    return sd <= 1e-12 * max(scale, 1e-300)
 
 
 def _check(values: Mapping[str, Mapping[int, float]], baseline: str, confidence: float) -> None:

@@ -55,7 +55,7 @@ def _raw_density(shape: Sequence[int], kind: str) -> Fraction:
 
 
 def _ideal(sizes: Sequence[int], raw: Sequence[Fraction], total: int) -> list[Fraction]:
-    """Exact counts proportional to `raw * size`; a layer that would exceed its size becomes dense, the rest rescales."""
+    """Exact shares proportional to `raw * size`; a layer that would exceed its size becomes dense, the rest rescale."""
     full: set[int] = set()
     while True:
         rest = total - sum(sizes[i] for i in full)

@@ -112,7 +112,7 @@ PRESETS: Mapping[str, Rule] = MappingProxyType({rule.name: rule for rule in _ALL
 _SCHEDULE = {f.name for f in fields(Schedule)}
 
 
-def preset(name: str | Rule, **changes: Any) -> Rule:
+def preset(name: str | Rule, /, **changes: Any) -> Rule:
     """The rule of that name (or the rule itself), with some of its fields (or its schedule's) changed.
 
     >>> preset("rigl", zeta=0.1).schedule.zeta

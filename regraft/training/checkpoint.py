@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,32 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from regraft.errors import RunError
+from regraft.training.files import write_bytes, write_json
 
 FORMAT = 1
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
-
-    Raises `RunError` if the folder cannot be written or is full; what was there stays.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}. What was saved before is untouched") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """The value as indented JSON, by `write_bytes`."""
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:

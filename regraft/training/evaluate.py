@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regraft.distill import cross_entropy, over_time
-from regraft.errors import UsageError
+from regraft.errors import SilentLayerWarning, UsageError
 from regraft.metrics import neuron_modules
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -71,6 +72,19 @@ def _rates(model: nn.Module) -> Iterator[dict[str, list[float]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def warn_of_silence(found: Evaluation | None, known: set[str]) -> None:
+    """Warn, once for each layer (`known`), of neurons that never fired on the validation split, and what to do."""
+    silent = {name for name, rate in (found.rates if found else {}).items() if rate == 0} - known
+    for name in sorted(silent):
+        warnings.warn(
+            f"layer {name} never fired on the validation split, so no gradient passes it: lower model.threshold, "
+            f"raise model.decay or topology.density, or use topology.birth=rescale",
+            SilentLayerWarning,
+            stacklevel=3,
+        )
+    known |= silent
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from regraft.data import plain_batches, training_batches
 from regraft.errors import TrainingError
 from regraft.training.build import Parts, assemble, device_of, teacher_recipe
-from regraft.training.evaluate import Evaluation, evaluate, reestimate
+from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
 from regraft.training.load import load, save
 from regraft.training.recipe import Recipe
 from regraft.training.result import finish
@@ -64,7 +64,7 @@ def fit(
 
     log(_birth(parts))
     run.map(0, dict(topology.masks))
-    step, best, logged = 0, -1.0, 0
+    step, best, logged, silent, valid = 0, -1.0, 0, set[str](), None
     for epoch in range(1, (settings.stop or settings.epochs) + 1):
         model.train()
         sums = _Sums()
@@ -101,6 +101,7 @@ def fit(
             reestimate(model, islice(again, REESTIMATE))
         valid = evaluate(model, plain_batches(data.valid, 256)) if len(data.valid) else None
         log(_epoch(epoch, step, clock.seconds, parts, sums.means(), valid))
+        warn_of_silence(valid, silent)
         manifest = {"epoch": epoch, "step": step, "steps": parts.steps, "recipe_hash": recipe.hash}
         save(folder / "last.safetensors", model, topology, manifest)
         if valid is None or valid.accuracy > best:
@@ -190,5 +191,4 @@ def _epoch(
         "train": {**train, "distill_loss": train["distill_loss"] if parts.criterion.teacher else None},
         "valid": {"loss": valid.loss, "accuracy": valid.accuracy} if valid else None,
         "rates": valid.rates if valid else {},
-        "silent": [name for name, rate in (valid.rates if valid else {}).items() if rate == 0],
     }

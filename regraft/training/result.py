@@ -14,8 +14,8 @@ from regraft.distill import AverageTeacher, NestedTeacher, PreviousTeacher, Step
 from regraft.errors import RunError
 from regraft.metrics import Measurement, measure
 from regraft.training.build import Parts
-from regraft.training.checkpoint import write_json
 from regraft.training.evaluate import Evaluation, evaluate
+from regraft.training.files import write_json
 from regraft.training.load import load
 from regraft.training.recipe import Recipe
 from regraft.training.run import RunFolder

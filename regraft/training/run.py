@@ -16,7 +16,7 @@ from torch import Tensor
 
 import regraft
 from regraft.errors import RunError
-from regraft.training.checkpoint import write_bytes, write_json
+from regraft.training.files import write_bytes, write_json
 from regraft.training.recipe import Recipe, write_yaml
 
 MAP = 64  # rows and columns of a wiring map at most

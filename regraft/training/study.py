@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.errors import RunError, UsageError, nearest
-from regraft.training.checkpoint import write_json
+from regraft.training.files import write_json
 from regraft.training.recipe import Recipe, override, read_yaml
 
 Watch = Callable[[dict[str, Any]], None]
@@ -34,8 +34,7 @@ def load_study(source: str | Path, changes: Mapping[str, Any] | None = None, onl
     """
     tree = read_yaml(source)
     arms = tree.pop("arms", None)
-    base = override(Recipe(), {**tree, **(changes or {})} if not tree else tree, where=str(source))
-    base = override(base, changes or {}, where="flags")
+    base = override(override(Recipe(), tree, where=str(source)), changes or {}, where="flags")
     if arms is None:
         return Study(base.name, {base.name: base})
     if not isinstance(arms, dict) or not all(isinstance(a, dict | None) for a in arms.values()):

@@ -99,7 +99,7 @@ class Residual(nn.Module):
 
     def forward(self, x):
         spikes = (self.stem(x) > 0.1).float()
-        summed = (self.branch(spikes) > 0.1).float() + (self.shortcut(spikes) > 0).float()
+        summed = (self.branch(spikes) > -0.1).float() + (self.shortcut(spikes) > -0.1).float()
         late = (self.late(summed) > 0).float()
         return self.readout(self.pool(late).flatten(1))
 
@@ -117,7 +117,7 @@ def test_residual_network_equals_the_plain_loop_layer_by_layer():
     masks["late.weight"][:, :, 1, 1] = True  # sums of spikes do meet a connection
     images = [torch.rand(3, 1, 7, 7), torch.rand(2, 1, 7, 7)]
     got = {row.name: row for row in measure(model, images, topology=masks).operations}
-    assert max(x.max() for x in heard["late"]) == 2
+    assert all((x == 2).float().mean() > 0.2 for x in heard["late"])
     for name in ("branch", "shortcut", "late"):
         truth = sum(plain_loop.count(layers[name], masks[f"{name}.weight"], x) for x in heard[name][:2])
         assert truth > 0

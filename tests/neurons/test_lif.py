@@ -69,7 +69,7 @@ def test_repr_names_the_numbers_without_warning(neuron):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text = repr(neuron)
-    assert f"decay={float(neuron.decay):g}" in text
+    assert f"decay={float(torch.as_tensor(neuron.decay).detach()):g}" in text
     assert "threshold=1" in text
     assert "steps=1" in text
     assert ("soft" in text) == (neuron.reset == "soft")

@@ -480,12 +480,20 @@ def test_a_gate_and_a_clamp_of_both_sides_stay_analogue() -> None:
     assert len(neurons(result)) == 1
 
 
-def test_another_way_in_training_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("way", "place"),
+    [
+        (lambda x, training: x * 2 if training else x, "mul"),
+        (lambda x, training: (torch.add if training else torch.mul)(x, 2), "add"),
+        (lambda x, training: x * (2 if training else 3), "mul"),
+    ],
+)
+def test_another_way_in_training_is_refused(way, place) -> None:
     class Branch(Reused):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x * 2 if self.training else x)
+            return super().forward(way(x, self.training))
 
-    with pytest.raises(UsageError, match="another way in training"):
+    with pytest.raises(UsageError, match=rf"call of {place}\(\) in Branch: .*another way in training"):
         spiking(Branch())
 
 

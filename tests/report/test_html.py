@@ -83,7 +83,7 @@ def test_the_data_are_the_numbers_of_the_log(write, page):
     assert run["epochs"]["epoch"] == [1, 2, 3, 4, 5]
     assert run["epochs"]["train_loss"] == [2.0, 1.0, 0.66667, 0.5, 0.4]
     assert run["structure"]["step"] == [0, 4, 8, 12]
-    assert run["structure"]["connections"] == {"conv.weight": [17] * 4, "fc.weight": [30] * 4}
+    assert run["structure"]["connections"] == {"stem.weight": [17] * 4, "fc.weight": [30] * 4}
     assert run["structure"]["grown"]["fc.weight"] == [0, 5, 5, 5]
     assert run["structure"]["exploration"] == [0.0996, 0.1396, 0.1796, 0.2196]
     assert run["rates"] == {"conv": [0.2] * 5, "fc": [0.1] * 5}

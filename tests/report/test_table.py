@@ -36,7 +36,7 @@ def test_cells_hold_the_numbers_of_the_run(study):
         "density conn. (%)": "9.96",
         "density param. (%)": "11.0",
         "density oper. (%)": "12.0",
-        "density synop. (%)": "10.0",  # 21,000 of 210,000
+        "density synop. (%)": "8.75",  # 21,000 of 240,000
         "a sample ACs": "20.0 k",
         "a sample MACs": "1.00 k",
         "a sample energy": "22.6 nJ",
@@ -102,7 +102,7 @@ def test_plain_text_fits_120_columns_and_cuts_nothing(study):
     assert "…" not in text
     row = next(line for line in text.splitlines() if line.lstrip().startswith("reverse"))
     assert " ".join(row.split()) == (
-        "reverse 96.1 95.5 90.0 47 of 472 9.96 11.0 12.0 10.0 20.0 k 1.00 k 22.6 nJ 21.3 (+ 18.0"
+        "reverse 96.1 95.5 90.0 47 of 472 9.96 11.0 12.0 8.75 20.0 k 1.00 k 22.6 nJ 21.3 (+ 18.0"
     )
 
 

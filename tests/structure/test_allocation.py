@@ -50,8 +50,6 @@ def test_the_budget_is_met_to_the_connection_within_each_layers_bounds(shapes, d
         with pytest.raises(UsageError, match="Raise the density"):
             counts(shapes, density, kind, dense=dense, weights=weights)
         return
-    if len(dense) == len(shapes) and total != floor:
-        return
     k = counts(shapes, density, kind, dense=dense, weights=weights)
     assert sum(k.values()) == total
     assert list(k) == list(shapes)
@@ -128,7 +126,7 @@ def test_dense_layers_are_paid_from_the_same_budget():
     assert counts({"a": (4, 4), "b": (8, 8), "c": (8, 8)}, 0.5, "uniform", dense=["a"]) == {"a": 16, "b": 28, "c": 28}
 
 
-@pytest.mark.parametrize(("seed", "density"), [(0, 0.1), (1, 0.3), (2, 0.8)])
+@pytest.mark.parametrize(("seed", "density"), [(0, 0.25), (1, 0.3), (2, 0.8)])
 def test_global_counts_the_largest_weights_of_the_whole_network(seed, density):
     generator = torch.Generator().manual_seed(seed)
     weights = {

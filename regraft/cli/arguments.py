@@ -1,0 +1,47 @@
+"""Flags from dataclasses, the same way for every verb: parsed by tyro, help led by a command that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from typing import Any, TypeVar
+
+import tyro
+
+from regraft.errors import RegraftError, UsageError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: list[str], *, verb: str, example: str, default: T | None = None) -> T:
+    """The dataclass `kind` from flags. `--help` prints `example` first.
+
+    Raises:
+        UsageError: flags that cannot be meant.
+        SystemExit: with 0, after `--help`.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        print(example + "\n")
+    said = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    config = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, prog=f"regraft {verb}", config=config, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_plain(said.getvalue()) or f"run: regraft {verb} --help") from None
+    except RegraftError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _plain(box: str) -> str:
+    """tyro's framed message as one line: without its title, its rule and its pointer to the help page."""
+    lines = [line.strip("│╭╮╰╯─┌┐└┘| \t") for line in box.splitlines() if not line.startswith("╭")]
+    text = " ".join(line for line in lines if line)
+    text = re.sub(r"For full helptext, (see|run) .*", "", text)
+    return re.sub(r"Error parsing [\w.]+: ", "", text).strip()
