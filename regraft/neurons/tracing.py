@@ -104,7 +104,7 @@ def _follow_mode(root: nn.Module, graph: fx.Graph, other: fx.Graph) -> None:
     ours, theirs = list(graph.nodes), list(other.nodes)
     for a, b in zip(ours, theirs, strict=False):
         if (a.op, a.target) != (b.op, b.target):
-            continue
+            raise _two_ways(root, a)
         left, right = (map_arg((n.args, n.kwargs), lambda x: x.name) for n in (a, b))
         if left == right:
             continue

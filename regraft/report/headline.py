@@ -98,7 +98,8 @@ def _trained(runs: Sequence[Run]) -> str:
         return ", ".join(name for name in found if name)
 
     arms = len({run.name for run in runs})
-    seeds = len({run.seed for run in runs})
+    seeds = max(len({run.seed for run in runs if run.name == arm}) for arm in {run.name for run in runs})
+    alike = len({run.seed for run in runs}) == 1
     steps = sorted({run.result["synops"]["steps"] for run in runs if run.result})
     epochs = max((record["epoch"] for run in runs for record in run.epochs[-1:]), default=0)
     model, data = names("model"), names("data")
@@ -108,7 +109,7 @@ def _trained(runs: Sequence[Run]) -> str:
         f" on {data}" if data else "",
         f", {' or '.join(map(str, steps))} time steps" if steps else "",
         f", {epochs} epochs" if epochs else "",
-        f", {seeds} seeds." if seeds > 1 else f", seed {runs[0].seed}.",
+        f", {seeds} seeds." if seeds > 1 else f", seed {runs[0].seed}." if alike else ", one seed each.",
     ]
     return "".join(parts)
 

@@ -139,9 +139,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("param.", lambda row: density(row.parameters), "density", "%"),
     Column("oper.", lambda row: density(row.operations), "density", "%"),
     Column("synop.", lambda row: density(row.synaptic), "density", "%"),
-    Column("ACs", lambda row: si(row.acs), "a sample"),
-    Column("MACs", lambda row: si(row.macs), "a sample"),
-    Column("energy", lambda row: si(row.joule, "J"), "a sample"),
+    Column("ACs", lambda row: si(row.acs), "per sample"),
+    Column("MACs", lambda row: si(row.macs), "per sample"),
+    Column("energy", lambda row: si(row.joule, "J"), "per sample"),
     Column("s", _seconds, "training"),
 )
 

@@ -16,7 +16,7 @@ DRIVE = [0.5, 0.75, 1.0, 0.25, 2.0, 0.5]
 
 def trace(neuron: LIF, drive: list[float]) -> tuple[list[float], float]:
     spikes, v = neuron.stream(torch.tensor(drive).reshape(-1, 1))
-    return spikes.flatten().tolist(), float(v)
+    return spikes.flatten().tolist(), float(v.detach())
 
 
 def test_hard_reset_by_hand():

@@ -193,6 +193,13 @@ def test_few_seeds_come_with_a_caution_and_no_verdict(write, page):
     assert "Does it hold?" not in words
 
 
+def test_a_teacher_with_a_seed_of_its_own_makes_no_second_seed(write, page):
+    write("teacher", seed=1)
+    words = Tags(page()).words
+    assert "one seed each" in words
+    assert "One seed an arm" in words
+
+
 def seeds(write, arm: str, values: list[float]):
     for seed, value in enumerate(values):
         study = write(arm, folder=f"{arm}-{seed}", seed=seed, accuracy__last=value).parent

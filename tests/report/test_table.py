@@ -37,9 +37,9 @@ def test_cells_hold_the_numbers_of_the_run(study):
         "density param. (%)": "11.0",
         "density oper. (%)": "12.0",
         "density synop. (%)": "8.75",  # 21,000 of 240,000
-        "a sample ACs": "20.0 k",
-        "a sample MACs": "1.00 k",
-        "a sample energy": "22.6 nJ",
+        "per sample ACs": "20.0 k",
+        "per sample MACs": "1.00 k",
+        "per sample energy": "22.6 nJ",
         "training s": "21.3 (+ 18.0 teacher)",
     }
 

@@ -135,8 +135,8 @@ function lineChart(host, spec) {
   root.append(lines);
   const labels = ends.map((s) => ({ s, y: Math.min(plotHeight, Math.max(top, y(lastOf(s.points)))) }));
   moveApart(labels, 14, top, plotHeight - 2);
-  const column = x(Math.max(...ends.flatMap((s) => s.points.map((p) => p[0])), spec.x.domain[0])) + 9;
-  for (const label of labels) root.append(shape("text", { class: "name", x: Math.min(column, width - right + 9), y: label.at + 4, style: `fill: ${label.s.colour}` }, clipped(label.s.end, 22)));
+  const endOf = (s) => x(Math.max(...s.points.filter((p) => p[1] !== null).map((p) => p[0]))) + 9;
+  for (const label of labels) root.append(shape("text", { class: "name", x: Math.min(endOf(label.s), width - right + 9), y: label.at + 4, style: `fill: ${label.s.colour}` }, clipped(label.s.end, 22)));
   host.append(root);
   hover(host, root, spec, series, x, y, { left, right: width - right, top, bottom: plotHeight, width });
 }

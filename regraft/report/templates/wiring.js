@@ -72,7 +72,7 @@ function drawReadout(k, step) {
   const facts = [["arm", view.run.label], ["optimiser step", count(step)], ["epoch", epochOf(view.run, step).toFixed(1)]];
   if (k >= 0) {
     facts.push(["density", `${density(structure.density[k])} %`], ["connections", count(total(structure.connections))],
-      ["dropped at this event", k ? count(total(structure.dropped)) : "–"], ["grown at this event", k ? count(total(structure.grown)) : "–"],
+      ["dropped", k ? count(total(structure.dropped)) : "–"], ["grown", k ? count(total(structure.grown)) : "–"],
       ["in-time exploration", structure.exploration[k] === null ? "–" : `${density(structure.exploration[k])} %`]);
   }
   find("#readout").replaceChildren(...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
@@ -125,6 +125,8 @@ async function showRun(run) {
   slider.disabled = run.mapSteps.length < 2;
   find("#play").disabled = run.mapSteps.length < 2;
   view.cards = run.frames.map(mapCard);
+  // Rows as even as they can be: five layers in one row, six in two rows of three.
+  find("#maps").style.setProperty("--columns", Math.ceil(view.cards.length / Math.ceil(view.cards.length / 5)));
   find("#maps").replaceChildren(...view.cards.map((one) => one.card));
   for (const button of find("#wiring-run").children) button.setAttribute("aria-pressed", button.textContent === run.label);
   drawMaps();
