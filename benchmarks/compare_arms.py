@@ -18,7 +18,6 @@ import torch
 
 from regraft.report import by_arm, compare, find_runs, summary, write_report
 from regraft.training import load_study, train_study
-from regraft.training.study import finished
 
 
 def main() -> None:
@@ -76,10 +75,8 @@ def verdicts(runs: list, baseline: str, command: str) -> str:
         lines += ["", f"Claim: the arm is better than `{baseline}` (paired by seed, Holm-adjusted 95 % intervals).", ""]
         lines += ["| arm | difference (points) | interval | verdict | smallest detectable |", "|:--|--:|--:|:--|--:|"]
         for v in compare(values, baseline):
-            low, high = 100 * v.interval[0], 100 * v.interval[1]
-            lines.append(
-                f"| {v.arm} | {100 * v.difference:+.2f} | {low:+.2f} to {high:+.2f} | {v.word} | {100 * v.detectable:.2f} |"
-            )
+            interval = f"{100 * v.low:+.2f} to {100 * v.high:+.2f}"
+            lines.append(f"| {v.arm} | {100 * v.mean:+.2f} | {interval} | {v.word} | {100 * v.detectable:.2f} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -25,10 +25,10 @@ _HOME = {
     "LabelSmoothing": "regraft.distill",
     "measure": "regraft.metrics",
     "Recipe": "regraft.training",
-    "fit": "regraft.training",
-    "evaluate": "regraft.training",
-    "reestimate": "regraft.training",
-    "load": "regraft.training",
+    "fit": "regraft.training.fit",
+    "evaluate": "regraft.training.evaluate",
+    "reestimate": "regraft.training.evaluate",
+    "load": "regraft.training.load",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -61,4 +61,7 @@ if TYPE_CHECKING:
     from regraft.neurons import IF, LIF, PLIF
     from regraft.neurons.spiking import spiking
     from regraft.structure import Rule, Topology, preset
-    from regraft.training import Recipe, evaluate, fit, load, reestimate
+    from regraft.training import Recipe
+    from regraft.training.evaluate import evaluate, reestimate
+    from regraft.training.fit import fit
+    from regraft.training.load import load

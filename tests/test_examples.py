@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "fit_by_hand")
 PEERS = {"spikingjelly_net": "spikingjelly", "snntorch_net": "snntorch", "norse_net": "norse"}
 
 
@@ -19,14 +20,25 @@ def example(path: Path):
     return pytest.param(path, id=path.stem, marks=[pytest.mark.peers] if path.stem in PEERS else [])
 
 
+def run(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, cwd=folder, timeout=120, env=environment
+    )
+
+
+def test_fit_equals_a_loop_written_by_hand_to_the_bit(tmp_path):
+    pytest.importorskip("sklearn")
+    done = run(FOLDER / "fit_by_hand.py", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "22 tensors, different from fit: none" in done.stdout
+
+
 @pytest.mark.parametrize("path", [example(path) for path in EXAMPLES])
 def test_example(path, tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip(PEERS.get(path.stem, "torch"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, timeout=120, env=environment
-    )
+    done = run(path, tmp_path)
     assert done.returncode == 0, done.stderr
 
     density = float(re.search(r"density=([\d.]+)", path.read_text())[1])

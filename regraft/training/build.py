@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from regraft.distill import (
     tet,
 )
 from regraft.errors import UsageError
-from regraft.models import MODELS
+from regraft.models import build
 from regraft.names import lookup
 from regraft.neurons import IF, LIF, PLIF
 from regraft.structure import PRESETS, Rule, Topology, preset
@@ -65,7 +64,6 @@ def neuron_of(recipe: Recipe) -> Any:
 
 def model_of(recipe: Recipe, data: datasets.Dataset) -> nn.Module:
     """The recipe's network for this data, its weights drawn from torch's global generator."""
-    make = lookup(recipe.model.name, MODELS, "model")
     settings: dict[str, Any] = {
         "classes": data.classes,
         "channels": data.channels,
@@ -75,14 +73,7 @@ def model_of(recipe: Recipe, data: datasets.Dataset) -> nn.Module:
         "static": data.static,
         **recipe.model.options,
     }
-    try:
-        inspect.signature(make).bind(**settings)
-    except TypeError as error:
-        raise UsageError(f"model {recipe.model.name!r} does not take these settings: {error}") from None
-    model = make(**settings)
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model {recipe.model.name!r} gave {type(model).__name__}, not an nn.Module")
-    return model
+    return build(recipe.model.name, **settings)
 
 
 def rule_of(recipe: Recipe) -> Rule:

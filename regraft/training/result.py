@@ -40,6 +40,7 @@ def finish(
     epochs = [r for r in _records(run.path) if r["kind"] == "epoch"]
     valids = {r["epoch"]: r["valid"]["accuracy"] for r in epochs if r["valid"]}
     cost = measure(model.eval(), list(plain_batches(test, 256)), topology=topology)
+    heard = measure(model, list(plain_batches(parts.data.valid if valid else test, 256)), topology=topology)
     result = {
         "format": FORMAT,
         "name": recipe.name,
@@ -57,7 +58,7 @@ def finish(
         "connections": {"existing": topology.connections, "of": topology.possible},
         "exploration": topology.exploration,
         "mask_hash": topology.mask_hash,
-        **_cost(cost),
+        **_cost(cost, heard),
         "seconds": {
             "train": round(seconds, 3),
             "rewiring": round(sum(e.seconds for e in topology.events), 4),
@@ -113,7 +114,8 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _cost(cost: Measurement) -> dict[str, Any]:
+def _cost(cost: Measurement, heard: Measurement) -> dict[str, Any]:
+    """Operations on the test set (`cost`); what never fired, on the validation split (`heard`)."""
     neurons = cost.neurons
     return {
         "density": asdict(cost.densities),
@@ -132,7 +134,7 @@ def _cost(cost: Measurement) -> dict[str, Any]:
             "of": sum(row.units for row in cost.firing),
             "removable": None if neurons is None else neurons.removable,
             "constant": None if neurons is None else neurons.constant,
-            "silent": sum(row.silent for row in cost.firing),
+            "silent": sum(row.silent for row in heard.firing),
         },
         "rates": {row.name: row.rate for row in cost.firing},
     }

@@ -93,6 +93,15 @@ def test_uniform_gives_ties_to_the_first_layers():
     assert counts(shapes, 0.5, "uniform") == {"a": 3, "b": 3, "c": 2}  # 7.5 -> 8, 2.5 each
 
 
+def test_rounding_errors_break_no_ties():
+    # 60 % of 310 is 186: shares 33, 52.8, 72.6, 6, 21.6; two are to spare, for l1 and the first of the equal rests.
+    shapes = {"l0": (11, 5), "l1": (11, 8), "l2": (11, 11), "l3": (10, 1), "l4": (6, 6)}
+    assert counts(shapes, 0.6, "uniform") == {"l0": 33, "l1": 53, "l2": 73, "l3": 6, "l4": 21}
+    # 75 % of 271 by er: the shares of (6, 11) and (7, 10) are both 17 * scale = 52.57, and one is to spare.
+    shapes = {"l0": (9, 4), "l1": (11, 9), "l2": (6, 11), "l3": (7, 10)}
+    assert counts(shapes, 0.75, "er") == {"l0": 36, "l1": 62, "l2": 53, "l3": 52}
+
+
 def test_er_by_hand():
     # d ~ (10 + 10)/100 and (20 + 20)/400, so k ~ 20 and 40; 10 % of 500 is 50, hence 50/3 and 100/3.
     assert counts({"a": (10, 10), "b": (20, 20)}, 0.1, "er") == {"a": 17, "b": 33}

@@ -1,6 +1,6 @@
-"""Two real processes over gloo: equal masks on both, the masks of one process where arithmetic allows, a clear stop else.
+"""Two real processes over gloo: equal masks on both, those of one process where arithmetic allows, a clear stop else.
 
-The processes are started once and do all their runs; each test then reads what they found. float64, no batch statistics.
+They are started once and do all their runs; each test then reads what they found. float64, no batch statistics.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ RULES["taylor"] = Rule("taylor", drop="taylor", grow="accumulated")
 
 
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)).double()
 
 
 def run(rule: Rule, rank: int, size: int, micro: int = 1) -> dict:

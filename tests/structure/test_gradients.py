@@ -278,3 +278,15 @@ def test_a_closure_trains_as_the_plain_loop_does(rule, by_name, net, batch):
         assert float(loss.detach()) > 0
     assert [e.mask_hash for e in topology.events] == plain
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rule", KINDS, ids=IDS)
+def test_a_step_without_any_gradient_is_a_step(rule, net):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    topology = Topology(model, DENSITY, rule, steps=STEPS, every=EVERY)
+    topology.attach(optimizer)
+    for _ in range(LAST):
+        optimizer.step()
+    assert [e.step for e in topology.events] == [3, 6, 9]
+    assert topology.connections == int(DENSITY * topology.possible + 0.5)

@@ -35,18 +35,19 @@ def hashes(topology):
     return [e.mask_hash for e in topology.events]
 
 
+@pytest.mark.parametrize("stop", [6, 8])
 @pytest.mark.parametrize("rule", RULES, ids=IDS)
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rule, net, train):
-    """Stopped at step 8, between two events, so that whatever is accumulated matters; read as safe files are."""
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rule, stop, net, train):
+    """Stopped just after an event, and between two, so that whatever is accumulated matters; read as safe files are."""
     model, optimizer, topology = start(net, rule)
     train(model, optimizer, 1, STEPS)
 
     first, stopped, earlier = start(net, rule)
-    train(first, stopped, 1, 8)
+    train(first, stopped, 1, stop)
     file = io.BytesIO()
     saved = {"model": first.state_dict(), "optimizer": stopped.state_dict(), "topology": earlier.state_dict()}
     torch.save(saved, file)
-    train(first, stopped, 9, STEPS)  # what was saved is a copy
+    train(first, stopped, stop + 1, STEPS)  # what was saved is a copy
     file.seek(0)
     state = torch.load(file, weights_only=True)
 
@@ -55,8 +56,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(rule, net, train):
     later.load_state_dict(state["topology"])
     resumed.load_state_dict(state["model"])
     other.load_state_dict(state["optimizer"])
-    assert later.step == 8
-    train(resumed, other, 9, STEPS)
+    assert later.step == stop
+    train(resumed, other, stop + 1, STEPS)
     assert hashes(later) == hashes(topology)
     assert str(later) == str(topology)
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), model.parameters(), strict=True))
@@ -136,7 +137,7 @@ def test_the_same_seed_makes_the_same_run_and_another_seed_another(rule, net, tr
     assert rule.name == "gmp" or all(a != b for a, b in zip(runs[0][0], runs[2][0], strict=True))
 
 
-# --- item 17 -----------------------------------------------------------------------------------------------------------
+# --- item 17 ---------------------------------------------------------------------------------------------------------
 
 PLAIN = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),

@@ -86,7 +86,7 @@ def test_random_growth_is_uniform_over_absent_connections():
     assert chi2 < 43.8  # the 99.9 % point of chi-squared with 19 degrees of freedom
 
 
-# --- select ---------------------------------------------------------------------------------------------------------
+# --- select ----------------------------------------------------------------------------------------------------------
 
 values = st.sampled_from([-math.inf, -2.0, -0.5, -0.0, 0.0, 0.5, 1.0, math.inf])
 
@@ -149,7 +149,7 @@ def test_choosing_nothing_chooses_nothing():
     assert not bool(select(score, torch.ones(1, 4, dtype=torch.bool), torch.tensor([0]), generator()).any())
 
 
-# --- one exchange ---------------------------------------------------------------------------------------------------
+# --- one exchange ----------------------------------------------------------------------------------------------------
 
 NONE = torch.zeros(1, 8, dtype=torch.bool)
 
@@ -191,7 +191,7 @@ def test_reselection_lets_what_just_went_come_back():
     assert chosen(after) == [0, 3, 6, 7]
 
 
-# --- rules and presets ----------------------------------------------------------------------------------------------
+# --- rules and presets -----------------------------------------------------------------------------------------------
 
 
 def test_a_preset_can_be_changed_in_its_fields_and_its_schedules():

@@ -213,7 +213,7 @@ def test_masks_cannot_be_replaced_and_the_table_prints_what_was_counted(net):
     assert f"{topology.connections} " in printed.splitlines()[-2]
 
 
-# --- attaching ------------------------------------------------------------------------------------------------------
+# --- attaching -------------------------------------------------------------------------------------------------------
 
 
 def test_attaching_cleans_what_is_there_and_detaching_lets_go(net, train):
@@ -298,7 +298,7 @@ def test_an_optimizer_that_does_not_step_the_weights_is_refused(given, says, net
         Topology(model, DENSITY, "static").attach(given(model))
 
 
-# --- at the door ----------------------------------------------------------------------------------------------------
+# --- at the door -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

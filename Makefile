@@ -1,0 +1,56 @@
+# Two commands matter: `make run` and `make test`. Both set up .venv first, once.
+#
+# An importable torch is used as it is (PYTHON chooses the interpreter); otherwise TORCH is installed. To choose a
+# build of torch yourself, install it first, or give TORCH="..." as pip understands it.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: run test lint peers proofs bench clean
+
+run: $(VENV)/.ready
+	$(BIN)/regraft train digits
+
+test: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# Other SNN libraries, for parity tests. Without their dependencies: two of them would replace a CPU torch by CUDA builds.
+peers: $(VENV)/.ready-dev
+	$(PIP) install --no-deps -r requirements/peers.txt
+
+# Proofs of minutes.
+proofs: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m slow
+
+# The figures under results/.
+bench: $(VENV)/.ready peers
+	$(BIN)/python benchmarks/rewiring_cost.py --json results/rewiring_cost.json
+	$(BIN)/python benchmarks/synops_vs_peers.py --json results/synops_vs_peers.json
+	$(BIN)/python benchmarks/compare_arms.py digits_teachers --baseline alone --out results/digits_teachers
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+$(VENV)/bin/python:
+	@if $(PYTHON) -c "import torch" 2>/dev/null; \
+	then echo "using the torch that $(PYTHON) has"; $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else $(PYTHON) -m venv $(VENV); fi
+	$(PIP) install "pip>=25.1"
+
+$(VENV)/.ready: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install $(TORCH)
+	$(PIP) install --editable ".[digits,stats]"
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install --group dev
+	@touch $@

@@ -1,0 +1,29 @@
+"""Every shipped recipe runs: two optimiser steps of each arm on stand-in data, teachers and report included."""
+
+from __future__ import annotations
+
+import pytest
+
+from regraft.report import find_runs
+from regraft.training import load_study, train_study
+from regraft.training.recipe import SHIPPED
+
+RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+STAND_IN = {"digits": "standin"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_arm_trains_two_steps(name, tmp_path):
+    real = {recipe.data.name for recipe in load_study(name).arms.values()}
+    (data,) = real
+    tiny = {"data.name": STAND_IN[data], "data.batch": 24, "training.epochs": 1, "topology.every": 1}
+    train_study(load_study(name, tiny), tmp_path / name)
+
+    runs = find_runs(tmp_path / name)
+    assert {run.folder.name for run in runs} >= set(load_study(name).arms)
+    for run in runs:
+        assert run.result is not None
+        assert run.result["connections"]["existing"] == round(
+            run.section("topology")["density"] * run.result["connections"]["of"]
+        )
+        assert 0 <= run.result["accuracy"]["last"] <= 1
