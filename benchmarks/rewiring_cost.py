@@ -2,8 +2,8 @@
 
     python benchmarks/rewiring_cost.py [--json PATH] [--rounds 5]
 
-Two networks, two rules each. A round is 100 optimiser steps with one event at its end; rounds of the rules alternate. The share is
-event / round, CPU seconds of this process; one thread.
+Two networks, two rules each. A round is 100 optimiser steps with one event at its end; rounds of the rules alternate.
+The share is event / round in CPU seconds of this process, one thread.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def main() -> None:
                 "rounds": options.rounds,
             }
             rows.append(row)
+            median, low, high = (100 * row[f"share_{key}"] for key in ("median", "min", "max"))
             print(
-                f"{name:<36} {rule:<5} {100 * row['share_median']:.3f} % "
-                f"({100 * row['share_min']:.3f} to {100 * row['share_max']:.3f}) of {row['seconds_per_100_steps']:.1f} s"
+                f"{name:<36} {rule:<5} {median:.3f} % ({low:.3f} to {high:.3f}) of {row['seconds_per_100_steps']:.1f} s"
             )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

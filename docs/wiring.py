@@ -12,6 +12,7 @@ it follows the reader's light or dark preference, and shows the end where less m
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -256,9 +257,9 @@ def _legend(y: float) -> Iterator[str]:
 
 
 def neighbours(maps: dict[str, dict[int, np.ndarray]]) -> tuple[str, str]:
-    """The first two layers of which the second reads what the first computes, unit by unit, and both of which change."""
+    """The first two layers that both change and of which the second reads what the first computes, unit by unit."""
     changing = [name for name, by_step in maps.items() if len({m.tobytes() for m in by_step.values()}) > 1]
-    for first, second in zip(changing, changing[1:], strict=False):
+    for first, second in itertools.pairwise(changing):
         if next(iter(maps[first].values())).shape[0] == next(iter(maps[second].values())).shape[1]:
             return first, second
     raise SystemExit(f"no two layers that change and follow each other among {', '.join(maps)}: name them by --layers")
@@ -272,6 +273,8 @@ def main() -> None:
     parser.add_argument("--layers", nargs=2, metavar=("FIRST", "SECOND"))
     options = parser.parse_args()
     run = read_run(options.run)
+    if not (run.finished and run.events and all(epoch["valid"] for epoch in run.epochs)):
+        raise SystemExit(f"{options.run} must be a finished run with rewiring events and a validation split")
     maps = read_wiring(run)
     first, second = options.layers or neighbours(maps)
     steps = sorted(maps[first])

@@ -40,8 +40,13 @@ def parse(kind: type[T], arguments: list[str], *, verb: str, example: str, defau
 
 
 def _plain(box: str) -> str:
-    """tyro's framed message as one line: without its title, its rule and its pointer to the help page."""
+    """tyro's framed message as one line: without its title, its rule, its pointer to the help page and Python's words.
+
+    >>> _plain("Error parsing --seed: invalid literal for int() with base 10: '1.5' Argument helptext: --seed INT Of")
+    "--seed is '1.5': give INT"
+    """
     lines = [line.strip("│╭╮╰╯─┌┐└┘| \t") for line in box.splitlines() if not line.startswith("╭")]
     text = " ".join(line for line in lines if line)
     text = re.sub(r"For full helptext, (see|run) .*", "", text)
-    return re.sub(r"Error parsing [\w.]+: ", "", text).strip()
+    wrong = re.match(r"Error parsing (\S+): .*: ('.*') Argument helptext: \S+ (\S+)", text)
+    return f"{wrong[1]} is {wrong[2]}: give {wrong[3]}" if wrong else text.strip()

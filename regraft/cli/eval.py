@@ -33,12 +33,14 @@ def run(arguments: list[str]) -> int:
     from regraft.training.build import dataset_of, device_of
     from regraft.training.evaluate import evaluate
     from regraft.training.load import load
+    from regraft.training.recipe import override
 
     if given.batch < 1:
         raise UsageError(f"batch is {given.batch}: give at least 1")
     loaded = load(given.folder, given.which)
-    model = loaded.model.to(device_of(loaded.recipe))
-    batches = list(plain_batches(dataset_of(loaded.recipe).test, given.batch))
+    recipe = override(loaded.recipe, {"training.device": "auto"})  # it may have been trained on another machine
+    model = loaded.model.to(device_of(recipe))
+    batches = list(plain_batches(dataset_of(recipe).test, given.batch))
     found = evaluate(model, batches)
     print(f"accuracy {found.accuracy:.4f} on {found.samples} test samples ({given.which}), loss {found.loss:.4f}\n")
     print(measure(model, batches, topology=loaded.topology))

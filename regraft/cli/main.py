@@ -25,14 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, "")  # `package.module:function` may lie where the user stands
     try:
         return _run(arguments)
-    except UsageError as error:
-        print(f"regraft: {error}", file=sys.stderr)
-        return 2
     except RegraftError as error:
-        print(f"regraft: {error}", file=sys.stderr)
-        return 1
+        _say(str(error))
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print("regraft: interrupted; epochs that were finished are saved", file=sys.stderr)
+        _say("interrupted; epochs that were finished are saved")
         return 130
     except BrokenPipeError:  # the reader of our output left: nothing to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,7 +52,12 @@ def _run(arguments: list[str]) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
-    print(f"regraft: warning: {message}", file=sys.stderr)
+    _say(f"warning: {message}")
+
+
+def _say(message: str) -> None:
+    """One line, whatever the message was made of (torch breaks its own)."""
+    print("regraft:", " ".join(message.split()), file=sys.stderr)
 
 
 def usage() -> str:

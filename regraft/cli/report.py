@@ -29,11 +29,15 @@ def run(arguments: list[str]) -> int:
 
 def show(folders: Sequence[Path], page: Path) -> int:
     """Print the table of all runs in `folders`, write the page, and say where everything lies."""
+    from regraft.errors import RunError
     from regraft.report import Table, find_runs, write_report
 
     runs = [run for folder in folders for run in find_runs(folder)]
     Table.of(runs).print()
-    write_report(runs, page)
+    try:
+        write_report(runs, page)
+    except OSError as error:
+        raise RunError(f"cannot write the report to {page}: {error.strerror}; name another file with --out") from None
     print("\nnetworks and logs  " + "\n                   ".join(f"{run.folder}/" for run in runs))
     print(f"report             {page}")
     return 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from regraft.cli.arguments import parse
-from regraft.training.recipe import Recipe
+from regraft.errors import UsageError
+from regraft.training.recipe import Recipe, load_recipe
+from regraft.training.source import parse_yaml
 from regraft.training.study import load_study
 
 
@@ -34,17 +36,12 @@ class Train:
 
 def run(arguments: list[str]) -> int:
     """Parse, train, print the table and write the report."""
-    source = arguments[0] if arguments and not arguments[0].startswith("-") else "digits"
-    wants_help = "-h" in arguments or "--help" in arguments
-    base = Recipe() if wants_help else _base(source)
-    given = parse(
-        Train,
-        arguments,
-        verb="train",
-        example="regraft train digits --seed 1 --out runs/digits-1",
-        default=Train(source, settings=base),
-    )
-    changes = _differences(base, given.settings)
+    flags, options = _model_options(arguments)
+    source = flags[0] if flags and not flags[0].startswith("-") else "digits"
+    given, base = _parse(flags, source)
+    if given.source != source:  # it came after flags: what these change is its settings, not those of `digits`
+        given, base = _parse(flags, given.source)
+    changes = {**_differences(base, given.settings), **({"model.options": options} if options else {})}
     study = load_study(given.source, changes, given.only)
 
     from regraft.cli.progress import Progress
@@ -58,10 +55,29 @@ def run(arguments: list[str]) -> int:
     return show(paths, folder / "report.html")
 
 
-def _base(source: str) -> Recipe:
-    from regraft.training.recipe import load_recipe
+def _parse(flags: list[str], source: str) -> tuple[Train, Recipe]:
+    """The flags, and the recipe whose settings are their defaults."""
+    wants_help = "-h" in flags or "--help" in flags
+    base = Recipe() if wants_help else load_recipe(source)
+    base = replace(base, model=replace(base.model, options={}))
+    example = "regraft train digits --seed 1 --out runs/digits-1"
+    return parse(Train, flags, verb="train", example=example, default=Train(source, settings=base)), base
 
-    return load_recipe(source)
+
+def _model_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """`--model.options.KEY VALUE` apart from all else: what they may be, only the model function knows."""
+    flags, options = [], {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        if not argument.startswith("--model.options."):
+            flags.append(argument)
+            continue
+        key, equals, value = argument.partition("=")
+        value = value if equals else next(waiting, None)
+        if value is None:
+            raise UsageError(f"{key} needs a value, for example {key} 64")
+        options[key.removeprefix("--model.options.").replace("-", "_")] = parse_yaml(value, key)
+    return flags, options
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from regraft.errors import UsageError
 from regraft.models.dvsgesture import dvsgesture
 from regraft.models.resnet import resnet19, resnet_small
 from regraft.models.vgg import tiny_vgg, vgg16
-from regraft.names import lookup
+from regraft.names import check_call, lookup
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "dvsgesture": dvsgesture,
@@ -31,22 +30,8 @@ def build(name_or_path: str, **settings: Any) -> nn.Module:
             take, or a function that does not return an `nn.Module`.
     """
     function: Any = lookup(name_or_path, MODELS, "model")
-    if not callable(function):
-        raise UsageError(f"model {name_or_path} is a {type(function).__name__}: it must be a function")
-    _check_settings(name_or_path, function, settings)
+    check_call(function, f"model {name_or_path}", **settings)
     model = function(**settings)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name_or_path} returned {type(model).__name__}: it must return an nn.Module")
     return model
-
-
-def _check_settings(name: str, function: Callable[..., Any], settings: dict[str, Any]) -> None:
-    """Refuse settings that `function` does not take, before it runs (a TypeError from within would hide its cause)."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some builtins have none
-        return
-    try:
-        signature.bind(**settings)
-    except TypeError as error:
-        raise UsageError(f"model {name}: {error}; it takes {', '.join(signature.parameters)}") from error

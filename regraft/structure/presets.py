@@ -104,7 +104,10 @@ _ALL = (
         schedule=Schedule(zeta=0.3, decay="constant"),
         allocation="er",
         source="Shen et al. 2023, ESL-SNNs, arXiv 2306.03693 (no code published)",
-        departures=("growth by gradient or momentum is the text's alternative: preset('esl', grow='gradient')",),
+        departures=(
+            "growth by gradient or momentum is the text's alternative: preset('esl', grow='gradient')",
+            "the value of zeta is not given in what we read; here SET's",
+        ),
     ),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -383,6 +384,13 @@ class Topology:
         grown = {name: self._masks[name] & ~before[name] for name in before}
         dropped = {name: before[name] & ~self._masks[name] for name in before}
         self._clean()
+        emptied = [name for name, m in self._masks.items() if bool(before[name].any()) and not bool(m.any())]
+        if emptied:  # only a scope over the network can do this
+            warnings.warn(
+                f"the event of step {step} left {', '.join(emptied)} without any connection: nothing passes any more. "
+                f"Use scope='layer', a higher density, or keep it whole with dense=",
+                stacklevel=2,
+            )
         for name, p in self._parameters.items():
             for optimizer in self._optimizers:
                 opt.begin(opt.shaped_state(optimizer, name, p), grown[name], before[name] & self._masks[name])

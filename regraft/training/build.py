@@ -24,11 +24,11 @@ from regraft.distill import (
     cross_entropy,
     tet,
 )
-from regraft.errors import UsageError
+from regraft.errors import RegraftError, ShapeError, UsageError
 from regraft.models import build
-from regraft.names import lookup
+from regraft.names import check_call, lookup
 from regraft.neurons import IF, LIF, PLIF
-from regraft.structure import PRESETS, Rule, Topology, preset
+from regraft.structure import PRESETS, Rule, Scope, Topology, preset
 from regraft.training.recipe import DistillSettings, Recipe, override
 
 TEACHER_SEED = 1_000_003  # added to the student's: with the same draw of weights the teacher would be a part of it
@@ -57,6 +57,7 @@ def neuron_of(recipe: Recipe) -> Any:
         return nn.ReLU
     shape: dict[str, Any] = {"threshold": m.threshold, "surrogate": m.surrogate, "reset": m.reset}
     shape["detach_reset"] = m.detach_reset
+    shape |= {} if m.decay_input is None else {"decay_input": m.decay_input}
     if m.neuron == "plif":
         return partial(PLIF, 1 / (1 - m.decay), **shape)
     return partial(IF, **shape) if m.neuron == "if" else partial(LIF, m.decay, **shape)
@@ -80,12 +81,14 @@ def rule_of(recipe: Recipe) -> Rule:
     """The recipe's rule, with the changes that it asks for."""
     t = recipe.topology
     rule = lookup(t.rule, PRESETS, "rule")
-    rule = rule() if callable(rule) else rule
+    if callable(rule):
+        check_call(rule, f"rule {t.rule!r}")
+        rule = rule()
     if not isinstance(rule, Rule):
         raise UsageError(
             f"rule {t.rule!r} is {type(rule).__name__}: give a regraft.Rule, or a function that returns one"
         )
-    changes = {"zeta": t.zeta, "start_density": t.start_density}
+    changes = {"zeta": t.zeta, "start_density": t.start_density, "drop": t.drop, "grow": t.grow}
     return preset(rule, **{key: value for key, value in changes.items() if value is not None})
 
 
@@ -100,7 +103,7 @@ def topology_of(recipe: Recipe, model: nn.Module, steps: int) -> Topology:
         every=t.every,
         until=t.until,
         allocation=t.allocation,
-        scope=t.scope,
+        scope=Scope(t.scope or "layer", strict=True) if t.strict else t.scope,
         birth=t.birth,
         include=t.include,
         exclude=t.exclude,
@@ -132,6 +135,11 @@ def optimizer_of(recipe: Recipe, model: nn.Module, steps: int) -> tuple[torch.op
 def criterion_of(recipe: Recipe, model: nn.Module, topology: Topology, teacher: nn.Module | None) -> Distill:
     """The recipe's loss. `teacher` is the trained network that `sparse`, `undertrained` and `network` ask for."""
     d, t = recipe.distill, recipe.training
+    if d.teacher == "previous" and not topology.last_event:
+        raise UsageError(
+            f"distill.teacher is 'previous', the student before its last rewiring event, but topology.rule "
+            f"{recipe.topology.rule!r} never rewires here: name another rule, or another teacher"
+        )
     label = partial(tet, regularisation=t.tet) if t.loss == "tet" else cross_entropy
     if d.teacher == "label-smoothing":
         label = LabelSmoothing(d.epsilon)
@@ -172,7 +180,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe | None:
         return override(alone, {"training.stop": d.epochs or max(1, recipe.training.epochs // 10)})
     changes: dict[str, Any] = {"topology.density": d.density}
     changes |= {"model.name": d.model} if d.model else {}
-    changes |= {"training.epochs": d.epochs} if d.epochs else {}
+    changes |= {"training.epochs": d.epochs, "training.stop": None} if d.epochs else {}
     return override(alone, changes)
 
 
@@ -199,4 +207,38 @@ def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
     optimizer, schedule = optimizer_of(recipe, model, steps)
     topology.attach(optimizer)
     criterion = criterion_of(recipe, model, topology, teacher)
+    _rehearse(recipe, data, model, criterion)
     return Parts(data, model, topology, optimizer, schedule, criterion, steps)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise a `RegraftError` for whatever in this recipe, or in its teacher's, cannot be meant; leaves no trace.
+
+    The run that a `network` teacher names may still have to be trained: it is looked at by `fit`.
+    """
+    first = teacher_recipe(recipe)
+    if recipe.distill.teacher != "network":
+        assemble(recipe, None if first is None else assemble(first).model)
+
+
+def _rehearse(recipe: Recipe, data: datasets.Dataset, model: nn.Module, criterion: Distill) -> None:
+    """Two samples through network and loss in eval mode: what does not fit shows now, and changes nothing."""
+    x, y = next(datasets.plain_batches(data.train, 2))
+    name, mode = recipe.model.name, model.training
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
+        try:
+            logits = model.eval()(x)
+        except RuntimeError as error:
+            if isinstance(error, RegraftError):
+                raise
+            raise ShapeError(f"model {name!r} cannot take samples {list(x.shape)}: {error}") from error
+        if not isinstance(logits, torch.Tensor):
+            raise ShapeError(f"model {name!r} gave {type(logits).__name__}: give logits [N, K] or [T, N, K]")
+        if logits.ndim and logits.shape[-1] < data.classes:
+            raise ShapeError(
+                f"model {name!r} gave logits {list(logits.shape)}, but the labels of {data.name!r} need "
+                f"K = {data.classes} classes"
+            )
+        criterion(logits, y, inputs=x)
+    criterion.parts = {}
+    model.train(mode)

@@ -19,8 +19,11 @@ FORMAT = 1
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-    """`path` (safetensors) and `path` with suffix `.json`: the manifest with format version and sha256."""
-    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    """`path` (safetensors) and `path` with suffix `.json`: the manifest with format version and sha256.
+
+    A tensor that a model has under two names is written twice: the format knows no sharing.
+    """
+    data = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     write_bytes(path, data)
     write_json(path.with_suffix(".json"), {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **manifest})
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,18 +37,20 @@ def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     `forward(model, x)` gives the logits `[N, K]` or `[T, N, K]`; `model(x)` unless given.
     Raises `UsageError` if there is no sample.
     """
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     loss = right = samples = 0.0
     try:
-        with torch.inference_mode(), _rates(model) as rates:
+        # Not inference mode: neurons that keep a state could not be trained with it afterwards.
+        with torch.no_grad(), _rates(model) as rates:
             for x, y in batches:
                 logits = over_time(model(x) if forward is None else forward(model, x), "mean").float()
                 loss += float(cross_entropy(logits, y)) * len(y)
                 right += int((logits.argmax(dim=1) == y).sum())
                 samples += len(y)
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     if not samples:
         raise UsageError("evaluate() got no samples: the loader is empty")
     return Evaluation(loss / samples, right / samples, int(samples), {k: s / max(1, n) for k, (s, n) in rates.items()})
@@ -92,11 +95,15 @@ def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = 
     """Set the statistics of normalisation to their plain average over `batches`; changes no weight.
 
     Running averages lag behind weights and wiring; this takes them at the end, with everything else in eval mode.
-    A model without batch normalisation is left alone.
+    A model without batch normalisation is left alone. Raises `UsageError` if there is no batch.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return
+    waiting = iter(batches)
+    first = next(waiting, None)
+    if first is None:
+        raise UsageError("reestimate() got no batch: the loader is empty")
     modes = {m: m.training for m in model.modules()}
     momenta = {m: m.momentum for m in layers}
     model.eval()
@@ -105,7 +112,7 @@ def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = 
             layer.reset_running_stats()
             layer.momentum = None  # torch's word for a plain average
             layer.train()
-        for x, _ in batches:
+        for x, _ in chain([first], waiting):
             _ = model(x) if forward is None else forward(model, x)
     finally:
         for layer in layers:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises `RunError` if the folder cannot be written or is full; what was there stays.
     """
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # not tempfile: its files are for the owner alone
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}. What was saved before is untouched") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -12,13 +13,14 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from regraft.data import plain_batches, training_batches
+from regraft.distill import over_time
 from regraft.errors import TrainingError
-from regraft.training.build import Parts, assemble, device_of, teacher_recipe
+from regraft.training.build import Parts, assemble, check, device_of, teacher_recipe
 from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
 from regraft.training.load import load, save
 from regraft.training.recipe import Recipe
 from regraft.training.result import finish
-from regraft.training.run import RunFolder
+from regraft.training.run import RunFolder, finished, refuse_finished
 
 Watch = Callable[[dict[str, Any]], None]
 REESTIMATE = 50  # batches at most
@@ -35,7 +37,7 @@ def fit(
     """Train what the recipe says and write everything to `folder` (`runs/<name>` unless given).
 
     Where the recipe asks for a `sparse` or `undertrained` teacher, that one is trained first, into `folder/teacher`,
-    unless `teacher_run` names its finished run.
+    unless it is finished there already or `teacher_run` names its run.
 
     Args:
         watch: is called with each record of the log as it is written.
@@ -45,11 +47,12 @@ def fit(
         The content of `result.json`.
 
     Raises:
-        UsageError: whatever cannot be meant, before the folder is made.
+        UsageError, ShapeError, StructureError: whatever cannot be meant or does not fit, before the folder is made.
         RunError: the folder holds a finished run, or cannot be written.
         TrainingError: the loss is not finite; what was saved stays.
     """
     folder = Path(folder or Path("runs") / recipe.name)
+    refuse_finished(folder)
     parts, teacher_run = _with_teacher(recipe, folder, teacher_run, watch)
     run = RunFolder.begin(folder, recipe)
     model, topology, criterion, data = parts.model, parts.topology, parts.criterion, parts.data
@@ -77,10 +80,7 @@ def fit(
                     logits = model(x)
                     loss = criterion(logits, y, inputs=x)
                 if not bool(loss.isfinite()):
-                    raise TrainingError(
-                        f"the loss is {float(loss.detach())} at step {step + 1} (epoch {epoch}) of {folder}: "
-                        f"lower training.lr or set training.clip. The last whole epoch is saved"
-                    )
+                    raise _diverged(float(loss.detach()), f"step {step + 1} (epoch {epoch}) of {folder}", epoch - 1)
                 loss.backward()
                 topology.mask_gradients()
                 if settings.clip is not None:
@@ -100,6 +100,8 @@ def fit(
             again = training_batches(data.train, recipe.data.batch, seed=recipe.seed, epoch=epoch, augment=False)
             reestimate(model, islice(again, REESTIMATE))
         valid = evaluate(model, plain_batches(data.valid, 256)) if len(data.valid) else None
+        if valid and not math.isfinite(valid.loss):
+            raise _diverged(valid.loss, f"the validation after epoch {epoch} of {folder}", epoch - 1)
         log(_epoch(epoch, step, clock.seconds, parts, sums.means(), valid))
         warn_of_silence(valid, silent)
         manifest = {"epoch": epoch, "step": step, "steps": parts.steps, "recipe_hash": recipe.hash}
@@ -119,14 +121,19 @@ def _with_teacher(
     if recipe.distill.teacher == "network":
         teacher_run = recipe.distill.run
     elif first is not None and teacher_run is None:
-        assemble(first)  # whatever cannot be meant shall show before minutes of training
-        assemble(recipe, teacher=torch.nn.Identity())
+        check(recipe)  # whatever cannot be meant shall show before minutes of training
         teacher_run = folder / "teacher"
-        fit(first, teacher_run, watch=watch)
+        if not finished(teacher_run, first):
+            fit(first, teacher_run, watch=watch)
     if teacher_run is None:
         return assemble(recipe), None
     teacher = load(teacher_run).model.to(device_of(recipe))
     return assemble(recipe, teacher), Path(teacher_run)
+
+
+def _diverged(loss: float, where: str, saved: int) -> TrainingError:
+    kept = f"Epoch {saved} is saved" if saved else "No epoch was finished yet"
+    return TrainingError(f"the loss is {loss} at {where}: lower training.lr or set training.clip. {kept}")
 
 
 class _Clock:
@@ -149,7 +156,7 @@ class _Sums:
         self._values: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
-        right = (logits.detach().mean(dim=0).argmax(dim=1) == y).float().mean()
+        right = (over_time(logits.detach(), "mean").argmax(dim=1) == y).float().mean()
         self._values.append(torch.stack([loss.detach(), right, parts["label"], parts["distill"]]).float())
 
     def means(self) -> dict[str, float]:

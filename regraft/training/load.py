@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from regraft.errors import RegraftError, RunError
+from regraft.errors import RegraftError, RunError, UsageError
 from regraft.structure import Topology
 from regraft.training.build import dataset_of, model_of, topology_of
 from regraft.training.checkpoint import read_tensors, write_tensors
-from regraft.training.recipe import Recipe, load_recipe
+from regraft.training.recipe import Recipe, load_recipe, override
 
 _WIRING = ("masks", "young", "ever", "saliency", "average")
 
@@ -46,20 +46,23 @@ def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
     folder = Path(run)
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
-    recipe = load_recipe(folder / "recipe.yaml")
+    try:
+        recipe = load_recipe(folder / "recipe.yaml")
+    except UsageError as error:
+        raise RunError(f"{folder / 'recipe.yaml'} is damaged: {error}") from None
     tensors, manifest = read_tensors(folder / f"{which}.safetensors")
     if manifest.get("recipe_hash") != recipe.hash:
         raise RunError(f"{folder / f'{which}.safetensors'} was saved by another recipe than {folder / 'recipe.yaml'}")
     state: dict[str, Any] = {kind: {} for kind in ("model", *_WIRING)}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        state[kind][name] = tensor
     with torch.random.fork_rng(devices=[]):
-        model = model_of(recipe, dataset_of(recipe))
-    topology = topology_of(recipe, model, int(manifest["steps"]))
+        model = model_of(recipe, dataset_of(override(recipe, {"training.device": "cpu"})))
     try:
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            state[kind][name] = tensor
+        topology = topology_of(recipe, model, int(manifest["steps"]))
         model.load_state_dict(state.pop("model"))
         topology.load_state_dict({**manifest["topology"], **state})
-    except (RegraftError, RuntimeError, KeyError) as error:
+    except (RegraftError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: the saved network does not fit its recipe ({error})") from None
     return Loaded(model.eval(), topology, recipe)

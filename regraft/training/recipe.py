@@ -1,7 +1,7 @@
 """What is to be trained, as frozen dataclasses: the same in Python, in a YAML file and as flags.
 
-No torch here: the command line's `--help` reads this file only. Ranges are checked where a value is set; names of
-models, data sets and rules are checked by `build.check`, before any folder is made.
+No torch here: the command line's `--help` reads this file only. Types and ranges are checked where a value is set;
+names of models, data sets and rules, and whether all fits, by `build.check`, before any folder is made.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ import dataclasses
 import hashlib
 import json
 import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from typeguard import TypeCheckError, check_type
 
 from regraft.errors import UsageError, nearest
+from regraft.training.source import SHIPPED, read_yaml
+from regraft.training.values import hints, settle, typed, within
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
+__all__ = ["SHIPPED", "Recipe", "load_recipe", "override", "read_yaml", "to_mapping", "write_yaml"]
 
 Teacher = Literal[
     "none",
@@ -37,16 +36,6 @@ Teacher = Literal[
     "nested",
     "network",
 ]
-
-
-def _within(section: str, name: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raise `UsageError` with the allowed range unless `low <= value <= high` (`low <` if `open_low`)."""
-    if value is None:
-        return
-    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
-        start = f"above {low:g}" if open_low else f"from {low:g}"
-        end = " upwards" if high == math.inf and not open_low else "" if high == math.inf else f" to {high:g}"
-        raise UsageError(f"{section}.{name} is {value}: give a number {start}{end}")
 
 
 @dataclass(frozen=True)
@@ -65,8 +54,10 @@ class DataSettings:
     """Vary the training samples as the data set says."""
 
     def __post_init__(self) -> None:
-        _within("data", "batch", self.batch, 1, math.inf)
-        _within("data", "validation", self.validation, 0, 0.9)
+        settle(self, "data")
+        within("data", "batch", self.batch, 1, math.inf)
+        within("data", "validation", self.validation, 0, 0.9)
+        within("data", "split_seed", self.split_seed, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -89,13 +80,24 @@ class ModelSettings:
     """To 0, or by subtraction of the threshold."""
     detach_reset: bool = True
     """No gradient through the reset."""
+    decay_input: bool | None = None
+    """Charge with (1 - decay) times the input; the neuron's own default if not given (PLIF does, LIF does not)."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the model function."""
+    """Further arguments of the model function; one as a flag: `--model.options.hidden 64`."""
 
     def __post_init__(self) -> None:
-        _within("model", "steps", self.steps, 1, 1024)
-        _within("model", "decay", self.decay, 0, 1, open_low=True)
-        _within("model", "threshold", self.threshold, 0, math.inf, open_low=True)
+        settle(self, "model")
+        within("model", "steps", self.steps, 1, 1024)
+        within("model", "decay", self.decay, 0, 1, open_low=True)
+        if self.neuron == "plif" and self.decay == 1:
+            raise UsageError("model.decay is 1: a PLIF neuron starts below 1 (tau = 1/(1 - decay)); use neuron 'if'")
+        if self.neuron == "if" and self.decay_input:
+            raise UsageError("model.decay_input: an IF neuron keeps everything, so it has no input gain; use 'lif'")
+        within("model", "threshold", self.threshold, 0, math.inf, open_low=True)
+        try:  # the model function shall get now what it gets when the run is loaded
+            object.__setattr__(self, "options", json.loads(json.dumps(self.options)))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"model.options: {error}; give numbers, texts, lists and mappings of them") from None
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,16 @@ class TopologySettings:
     """Share of the connections exchanged at the first event; the rule's own if not given."""
     start_density: float | None = None
     """Where a falling density begins; the rule's own if not given."""
+    drop: Literal["magnitude", "signed", "taylor"] | None = None
+    """What goes at an event; the rule's own if not given."""
+    grow: Literal["random", "gradient", "accumulated", "momentum"] | None = None
+    """What comes; the rule's own if not given."""
     allocation: Literal["uniform", "er", "erk", "global"] | None = None
     """How connections are spread over layers at birth; the rule's own if not given."""
     scope: Literal["layer", "row", "network"] | None = None
     """Within what counts are held; the rule's own if not given."""
+    strict: bool = False
+    """Scope `row`: all rows of a layer equal, at the nearest density."""
     birth: Literal["rescale", "keep"] = "rescale"
     """Random and rescaled, or the largest weights untouched."""
     include: tuple[str, ...] = ()
@@ -128,11 +136,12 @@ class TopologySettings:
     """Name patterns of tensors that keep all connections, and are counted."""
 
     def __post_init__(self) -> None:
-        _within("topology", "density", self.density, 0, 1, open_low=True)
-        _within("topology", "every", self.every, 1, math.inf)
-        _within("topology", "until", self.until, 0, 1, open_low=True)
-        _within("topology", "zeta", self.zeta, 0, 1)
-        _within("topology", "start_density", self.start_density, 0, 1, open_low=True)
+        settle(self, "topology")
+        within("topology", "density", self.density, 0, 1, open_low=True)
+        within("topology", "every", self.every, 1, math.inf)
+        within("topology", "until", self.until, 0, 1, open_low=True)
+        within("topology", "zeta", self.zeta, 0, 1)
+        within("topology", "start_density", self.start_density, 0, 1, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -169,16 +178,17 @@ class DistillSettings:
     """Label smoothing (the control arm): mass spread over all classes."""
 
     def __post_init__(self) -> None:
-        _within("distill", "weight", self.weight, 0, 1)
-        _within("distill", "label_weight", self.label_weight, 0, math.inf)
-        _within("distill", "temperature", self.temperature, 0, math.inf, open_low=True)
-        _within("distill", "density", self.density, 0, 1, open_low=True)
-        _within("distill", "epochs", self.epochs, 1, math.inf)
-        _within("distill", "confidence", self.confidence, 0, 1, open_low=True)
-        _within("distill", "multiplier", self.multiplier, 0, math.inf, open_low=True)
-        _within("distill", "decay", self.decay, 0, 1)
-        _within("distill", "keep", self.keep, 0, 1, open_low=True)
-        _within("distill", "epsilon", self.epsilon, 0, 1)
+        settle(self, "distill")
+        within("distill", "weight", self.weight, 0, 1)
+        within("distill", "label_weight", self.label_weight, 0, math.inf)
+        within("distill", "temperature", self.temperature, 0, math.inf, open_low=True)
+        within("distill", "density", self.density, 0, 1, open_low=True)
+        within("distill", "epochs", self.epochs, 1, math.inf)
+        within("distill", "confidence", self.confidence, 0, 1, open_low=True)
+        within("distill", "multiplier", self.multiplier, 0, math.inf, open_low=True)
+        within("distill", "decay", self.decay, 0, 1)
+        within("distill", "keep", self.keep, 0, 1, open_low=True)
+        within("distill", "epsilon", self.epsilon, 0, 1)
         if self.teacher == "network" and not self.run:
             raise UsageError("distill.teacher is 'network': give the folder of its finished run as distill.run")
 
@@ -213,14 +223,15 @@ class TrainingSettings:
     """Where to compute; `auto` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        _within("training", "epochs", self.epochs, 1, math.inf)
-        _within("training", "stop", self.stop, 1, self.epochs)
-        _within("training", "lr", self.lr, 0, math.inf, open_low=True)
-        _within("training", "momentum", self.momentum, 0, 1)
-        _within("training", "weight_decay", self.weight_decay, 0, math.inf)
-        _within("training", "warmup", self.warmup, 0, 1)
-        _within("training", "tet", self.tet, 0, 1)
-        _within("training", "clip", self.clip, 0, math.inf, open_low=True)
+        settle(self, "training")
+        within("training", "epochs", self.epochs, 1, math.inf)
+        within("training", "stop", self.stop, 1, self.epochs)
+        within("training", "lr", self.lr, 0, math.inf, open_low=True)
+        within("training", "momentum", self.momentum, 0, 1)
+        within("training", "weight_decay", self.weight_decay, 0, math.inf)
+        within("training", "warmup", self.warmup, 0, 1)
+        within("training", "tet", self.tet, 0, 1)
+        within("training", "clip", self.clip, 0, math.inf, open_low=True)
 
 
 @dataclass(frozen=True)
@@ -238,13 +249,23 @@ class Recipe:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
-        _within("recipe", "seed", self.seed, 0, 2**63 - 1)
+        settle(self, "")
+        within("recipe", "seed", self.seed, 0, 2**63 - 1)
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
             raise UsageError(f"name is {self.name!r}: it names a folder, so give a word without slashes")
         if self.distill.teacher == "sparse" and self.distill.density >= self.topology.density:
             raise UsageError(
                 f"distill.density is {self.distill.density:g}: the sparse teacher must be sparser than the student, "
                 f"whose topology.density is {self.topology.density:g}"
+            )
+        if self.distill.teacher == "undertrained" and (self.distill.epochs or 1) > self.training.epochs:
+            raise UsageError(
+                f"distill.epochs is {self.distill.epochs}: the undertrained teacher stops early, "
+                f"so give at most training.epochs, {self.training.epochs}"
+            )
+        if self.distill.teacher == "label-smoothing" and self.training.loss == "tet":
+            raise UsageError(
+                "distill.teacher is 'label-smoothing': it takes TET's place, so give training.loss mean or step"
             )
         if self.distill.teacher in ("weakest-step", "strongest-step") and self.model.steps < 2:
             raise UsageError(
@@ -267,6 +288,8 @@ def to_mapping(recipe: Any) -> dict[str, Any]:
 def override(recipe: Recipe, changes: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """A copy with some settings changed: nested mappings, or dotted names (`{"training.epochs": 3}`).
 
+    What a mapping does not name stays, in `model.options` too.
+
     Raises `UsageError` for an unknown name (with the nearest one), a wrong type, or a value out of range.
     """
     return _apply(recipe, _nested(changes), where, "")
@@ -286,7 +309,7 @@ def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apply(old: Any, changes: Mapping[str, Any], where: str, path: str) -> Any:
     known = {f.name: f for f in fields(old)}
-    hints = typing.get_type_hints(type(old))
+    types = hints(type(old))
     new: dict[str, Any] = {}
     for key, value in changes.items():
         name = f"{path}{key}"
@@ -298,50 +321,9 @@ def _apply(old: Any, changes: Mapping[str, Any], where: str, path: str) -> Any:
                 raise UsageError(f"{where}: {name} is a section: give it settings, not {value!r}")
             new[key] = _apply(current, _nested(value), where, f"{name}.")
         else:
-            new[key] = _typed(value, hints[key], where, name)
+            merged = {**current, **value} if isinstance(current, dict) and isinstance(value, Mapping) else value
+            new[key] = typed(merged, types[key], where, name)
     return dataclasses.replace(old, **new)
-
-
-def _typed(value: Any, hint: Any, where: str, name: str) -> Any:
-    """The value in the type of its field: whole numbers serve as floats, lists as tuples; nothing else is converted."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if float in options and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        value = tuple(value)
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-        raise UsageError(f"{where}: {name} is {value!r}: {nearest(str(value), map(str, typing.get_args(hint)))}")
-    try:
-        if isinstance(value, bool) and bool not in options:
-            raise TypeCheckError("is a truth value")
-        return check_type(value, hint)
-    except TypeCheckError:
-        allowed = " or ".join(getattr(o, "__name__", str(o)) for o in options).replace("NoneType", "null")
-        raise UsageError(f"{where}: {name} is {value!r}: give {allowed}") from None
-
-
-def read_yaml(source: str | Path) -> dict[str, Any]:
-    """The mapping in a recipe file, or in the shipped recipe of that name.
-
-    Raises `UsageError` if there is none, or if it is not YAML, or not a mapping.
-    """
-    path = Path(source)
-    if not path.is_file():
-        shipped = {p.stem: p for p in SHIPPED.glob("*.yaml")}
-        if str(source) not in shipped:
-            raise UsageError(
-                f"no recipe file or shipped recipe is called {str(source)!r}: {nearest(str(source), shipped)}"
-            )
-        path = shipped[str(source)]
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        raise UsageError(f"{path} is not YAML" + (f" (line {line + 1})" if line is not None else "")) from None
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path} is not a recipe: it should hold settings such as 'training: {{epochs: 30}}'")
-    tree.setdefault("name", path.stem)
-    return tree
 
 
 def write_yaml(recipe: Recipe, path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regraft.data import plain_batches
 from regraft.distill import AverageTeacher, NestedTeacher, PreviousTeacher, StepTeacher
-from regraft.errors import RunError
+from regraft.errors import RunError, TrainingError
 from regraft.metrics import Measurement, measure
 from regraft.training.build import Parts
 from regraft.training.evaluate import Evaluation, evaluate
@@ -37,6 +39,8 @@ def finish(
     chosen = json.loads((run.path / "best.json").read_text(encoding="utf-8"))
     selected = load(run.path, "best").model.to(test.y.device)
     last = evaluate(model, plain_batches(test, 256))
+    if not math.isfinite(last.loss):
+        raise TrainingError(f"the loss on the test set is {last.loss} at the end of {run.path}: lower training.lr")
     epochs = [r for r in _records(run.path) if r["kind"] == "epoch"]
     valids = {r["epoch"]: r["valid"]["accuracy"] for r in epochs if r["valid"]}
     cost = measure(model.eval(), list(plain_batches(test, 256)), topology=topology)
@@ -80,7 +84,7 @@ def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None) -> dict[s
         own = 0.0 if result["teacher"] is None else result["teacher"]["seconds"]
         told |= {"name": result["name"], "accuracy": result["accuracy"]["last"]}
         told |= {"density": result["density"]["connections"], "seconds": result["seconds"]["train"] + own}
-    elif isinstance(teacher, AverageTeacher | PreviousTeacher):
+    elif isinstance(teacher, AverageTeacher) or (isinstance(teacher, PreviousTeacher) and teacher.ready):
         told["accuracy"] = evaluate(teacher.model, plain_batches(test, 256)).accuracy
     elif isinstance(teacher, NestedTeacher):
         nested = teacher
@@ -91,10 +95,9 @@ def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None) -> dict[s
         told["accuracy"] = evaluate(parts.model, plain_batches(test, 256), forward=half).accuracy
         told["density"] = parts.topology.connections / parts.topology.possible * recipe.distill.keep
     elif isinstance(teacher, StepTeacher):
-        steps = teacher
-        whole = parts.model.eval()
-        logits = whole(next(iter(plain_batches(test, len(test))))[0])
-        chosen = int(steps.choose(logits, test.y))
+        with torch.no_grad():
+            logits = torch.cat([parts.model.eval()(x) for x, _ in plain_batches(test, 256)], dim=1)
+        chosen = int(teacher.choose(logits, test.y))
         told["accuracy"] = float((logits[chosen].argmax(dim=1) == test.y).float().mean())
     return told
 

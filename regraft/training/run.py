@@ -33,16 +33,18 @@ class RunFolder:
     def begin(cls, path: Path, recipe: Recipe) -> RunFolder:
         """Make the folder. What an unfinished run left there moves aside; a finished one is never touched.
 
+        Folders in it stay: its teacher's run is one.
         Raises `RunError` if a finished run is there, or the folder cannot be made.
         """
-        if (path / "result.json").exists():
-            raise RunError(f"{path} holds a finished run: choose another folder (--out), or remove it")
+        refuse_finished(path)
         try:
             if (path / "recipe.yaml").exists():
                 number = 1
                 while (aside := path.with_name(f"{path.name}.unfinished-{number}")).exists():
                     number += 1
-                path.rename(aside)
+                aside.mkdir()
+                for file in [file for file in path.iterdir() if not file.is_dir()]:
+                    file.rename(aside / file.name)
             path.mkdir(parents=True, exist_ok=True)
             write_yaml(recipe, path / "recipe.yaml")
         except OSError as error:
@@ -67,6 +69,30 @@ class RunFolder:
         """Write `wiring.safetensors`."""
         if self._maps:
             write_bytes(self.path / "wiring.safetensors", save_arrays(self._maps))
+
+
+def refuse_finished(path: Path) -> None:
+    """Raise `RunError` if `path` holds a finished run, of whatever recipe."""
+    if (path / "result.json").exists():
+        raise RunError(f"{path} holds a finished run: choose another folder (--out), or remove it")
+
+
+def finished(path: Path, recipe: Recipe) -> bool:
+    """Whether `path` holds a finished run of this recipe. Raises `RunError` if it is one of another recipe."""
+    try:
+        found = json.loads((path / "result.json").read_text(encoding="utf-8"))["recipe_hash"]
+    except OSError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path / 'result.json'} is damaged: move the folder away, or choose another with --out"
+        ) from None
+    if found != recipe.hash:
+        raise RunError(
+            f"{path} holds a finished run of another recipe ({found}, now {recipe.hash}): "
+            f"choose another folder with --out, or move it away"
+        )
+    return True
 
 
 def wiring_map(mask: Tensor) -> np.ndarray:

@@ -35,9 +35,12 @@ def load_study(source: str | Path, changes: Mapping[str, Any] | None = None, onl
     tree = read_yaml(source)
     arms = tree.pop("arms", None)
     base = override(override(Recipe(), tree, where=str(source)), changes or {}, where="flags")
+    if arms is None and only:
+        raise UsageError(f"{source} has no arms, so there is no {only[0]!r} among them: leave out --only")
     if arms is None:
         return Study(base.name, {base.name: base})
-    if not isinstance(arms, dict) or not all(isinstance(a, dict | None) for a in arms.values()):
+    good = isinstance(arms, dict) and all(isinstance(k, str) and isinstance(a, dict | None) for k, a in arms.items())
+    if not (good and arms):
         raise UsageError(
             f"{source}: arms should map names to settings, for example 'sparse: {{topology.density: 0.1}}'"
         )
@@ -74,8 +77,9 @@ def train_study(
 
     Raises `RunError` if a folder holds a finished run of another recipe; nothing is touched then.
     """
-    from regraft.training.build import assemble, teacher_recipe
+    from regraft.training.build import check, teacher_recipe
     from regraft.training.fit import fit
+    from regraft.training.run import finished
 
     folder = Path(folder or Path("runs") / study.name)
     single = len(study.arms) == 1 and study.name in study.arms
@@ -83,12 +87,11 @@ def train_study(
     paths = {name: folder if single and name == study.name else folder / name for name in whole.arms}
     done = {name: finished(paths[name], recipe) for name, recipe in whole.arms.items()}
     for name, recipe in whole.arms.items():
-        if not done[name] and recipe.distill.teacher not in ("sparse", "undertrained", "network"):
-            assemble(recipe)  # what cannot be meant shall show before minutes of training
+        if not done[name]:
+            check(recipe)  # what cannot be meant shall show before minutes of training
     if not single:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "study.json", {"name": study.name, "arms": list(whole.arms)})
-    by_hash = {recipe.hash: paths[name] for name, recipe in whole.arms.items()}
+        _write_order(folder, study.name, list(whole.arms))
+    by_hash = {recipe.hash: paths[name] for name, recipe in reversed(list(whole.arms.items()))}  # the first of its kind
     for name, recipe in whole.arms.items():
         if done[name]:
             watch({"run": name, "kind": "skip", "folder": str(paths[name])})
@@ -99,19 +102,14 @@ def train_study(
     return list(paths.values())
 
 
-def finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether `folder` holds a finished run of this recipe. Raises `RunError` if it is one of another recipe."""
+def _write_order(folder: Path, name: str, arms: list[str]) -> None:
+    """`study.json`: the arms in the order of the recipe, also after a training of some of them (`only`)."""
+    path = folder / "study.json"
     try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe_hash"]
-    except OSError:
-        return False
+        folder.mkdir(parents=True, exist_ok=True)
+        before = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else []
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise RunError(
-            f"{folder / 'result.json'} is damaged: move the folder away, or choose another with --out"
-        ) from None
-    if found != recipe.hash:
-        raise RunError(
-            f"{folder} holds a finished run of another recipe ({found}, now {recipe.hash}): "
-            f"choose another folder with --out, or move it away"
-        )
-    return True
+        before = []
+    write_json(path, {"name": name, "arms": before if set(arms) <= set(before) else arms})

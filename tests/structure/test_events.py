@@ -110,6 +110,7 @@ def test_each_event_picks_what_a_sorted_list_picks(rule, net, batch):
         optimizer.step()
         if step % EVERY:
             continue
+        assert (at_event == weights) is rule.replaces_step  # the event looks at the new weights
         zeta = rule.schedule.zeta
         if rule.schedule.decay == "cosine":
             zeta *= (1 + math.cos(math.pi * step / LAST)) / 2
@@ -331,6 +332,17 @@ def test_network_scope_moves_connections_between_layers(net, train):
     after = {n: int(m.sum()) for n, m in topology.masks.items()}
     assert before != after
     assert sum(before.values()) == sum(after.values())
+
+
+def test_an_event_that_empties_a_layer_says_so_once_and_what_to_do(net, train):
+    model = net()
+    with torch.no_grad():
+        model[6].weight.mul_(1e-6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    Topology(model, 0.1, "granet", steps=STEPS, every=EVERY).attach(optimizer)
+    with pytest.warns(UserWarning, match=r"left 6.weight without any connection.*dense=") as caught:
+        train(model, optimizer, 1, STEPS)
+    assert len(caught) == 1
 
 
 def test_a_weight_that_is_not_a_number_stops_the_event(net, train):

@@ -85,13 +85,13 @@ def test_patterns_choose_by_parameter_or_layer_and_by_any_name_of_a_shared_tenso
 @pytest.mark.parametrize("rule", [Rule("r", grow="gradient"), preset("granet", start_density=0.9), "gmp"])
 def test_dense_layers_keep_all_their_connections_through_all_events(rule, scope, foreign):
     optimizer = torch.optim.Adam(foreign.parameters())
-    topology = Topology(foreign, 0.6, rule, scope=scope, dense=["mix"], steps=12, every=2)
+    topology = Topology(foreign, 0.75, rule, scope=scope, dense=["mix"], steps=12, every=2)
     topology.attach(optimizer)
     train(foreign, optimizer, 12)
     assert len(topology.events) == 4
     assert bool(topology.masks["mix.weight"].all())
     assert all(e.dropped["mix.weight"] == e.grown["mix.weight"] == 0 for e in topology.events)
-    assert topology.connections == int(0.6 * topology.possible + 0.5)
+    assert topology.connections == int(0.75 * topology.possible + 0.5)
 
 
 @pytest.mark.parametrize(
