@@ -49,4 +49,6 @@ def _plain(box: str) -> str:
     text = " ".join(line for line in lines if line)
     text = re.sub(r"For full helptext, (see|run) .*", "", text)
     wrong = re.match(r"Error parsing (\S+): .*: ('.*') Argument helptext: \S+ (\S+)", text)
-    return f"{wrong[1]} is {wrong[2]}: give {wrong[3]}" if wrong else text.strip()
+    if wrong:
+        return f"{wrong[1]} is {wrong[2]}: give {wrong[3]}"
+    return re.sub(r"Error parsing [\w.]+: ", "", text).strip()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import tyro
 
 from regraft.cli.arguments import parse
 from regraft.errors import UsageError
-from regraft.training.recipe import Recipe, load_recipe
+from regraft.training.recipe import Recipe, differences, load_recipe
 from regraft.training.source import parse_yaml
 from regraft.training.study import load_study
 
@@ -41,7 +40,7 @@ def run(arguments: list[str]) -> int:
     given, base = _parse(flags, source)
     if given.source != source:  # it came after flags: what these change is its settings, not those of `digits`
         given, base = _parse(flags, given.source)
-    changes = {**_differences(base, given.settings), **({"model.options": options} if options else {})}
+    changes = {**differences(base, given.settings), **({"model.options": options} if options else {})}
     study = load_study(given.source, changes, given.only)
 
     from regraft.cli.progress import Progress
@@ -78,15 +77,3 @@ def _model_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             raise UsageError(f"{key} needs a value, for example {key} 64")
         options[key.removeprefix("--model.options.").replace("-", "_")] = parse_yaml(value, key)
     return flags, options
-
-
-def _differences(old: Any, new: Any, path: str = "") -> Mapping[str, Any]:
-    """The settings in which two recipes differ, by dotted name."""
-    found: dict[str, Any] = {}
-    for f in fields(old):
-        before, after = getattr(old, f.name), getattr(new, f.name)
-        if is_dataclass(before):
-            found |= _differences(before, after, f"{path}{f.name}.")
-        elif before != after:
-            found[f"{path}{f.name}"] = after
-    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from regraft.errors import StructureError, UsageError
 
@@ -46,6 +48,13 @@ def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
     for name, p in parameters.items():
         if isinstance(p, nn.UninitializedParameter):
             raise StructureError(f"{name!r} has no shape yet (a lazy layer): run one batch through the model first")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | _ConvNd) and is_parametrized(module, "weight"):
+            warnings.warn(
+                f"the weight of {name!r} is computed from others (weight_norm, spectral_norm or the like), so it has no "
+                f"connections of its own: it stays dense and is not counted. Remove the parametrisation to prune it",
+                stacklevel=3,
+            )
     first = {id(p): name for name, p in parameters.items()}
     weights = {
         first[id(m.weight)] for m in model.modules() if isinstance(m, nn.Linear | _ConvNd) and id(m.weight) in first

@@ -6,18 +6,15 @@ the new weights; grow by the gradient read before. Masks change in place, so cap
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,29 +23,14 @@ from regraft.structure import allocation as alloc
 from regraft.structure import optimizer as opt
 from regraft.structure.birth import first_mask, row_counts
 from regraft.structure.blocks import Block, blocks, gather, scatter
+from regraft.structure.events import Event, table
 from regraft.structure.exchange import exchange
 from regraft.structure.gradients import GradientMemory
 from regraft.structure.presets import preset
 from regraft.structure.prunable import matching, prunable
+from regraft.structure.ranks import agree, generator, mask_hash
 from regraft.structure.rules import Rule, Scope, View
-
-
-@dataclass(frozen=True)
-class Event:
-    """One rewiring event: what changed at optimiser step `step`, by layer.
-
-    `exploration`: share of connections that ever existed (Liu et al. 2021). `mask_hash`: of all masks after the
-    event. `seconds`: what the event cost.
-    """
-
-    step: int
-    dropped: Mapping[str, int]
-    grown: Mapping[str, int]
-    connections: Mapping[str, int]
-    density: float
-    exploration: float
-    mask_hash: str
-    seconds: float
+from regraft.structure.schedule import timing
 
 
 class Topology:
@@ -125,7 +107,7 @@ class Topology:
         self.step = 0
         self.events: list[Event] = []
         self._evolves = rule.schedule.evolves and not (density == 1 and start is None)
-        self.every, self.until = _timing(self._evolves, steps, every, until)
+        self.every, self.until = timing(self._evolves, steps, every, until)
         self.last_event = self.until // self.every * self.every
 
         self._parameters = prunable(model, include, exclude)
@@ -166,10 +148,7 @@ class Topology:
     @property
     def mask_hash(self) -> str:
         """16 hex digits over all masks, the same on all ranks and machines."""
-        digest = hashlib.sha256()
-        for name, mask in sorted(self._masks.items()):
-            digest.update(name.encode() + np.packbits(mask.cpu().numpy()).tobytes())
-        return digest.hexdigest()[:16]
+        return mask_hash(self._masks)
 
     @property
     def dense_gradient_due(self) -> bool:
@@ -180,21 +159,11 @@ class Topology:
         )
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self._masks)
-        head = f"{'layer':<{width}} {'connections':>12} {'of':>12} {'density':>8} {'dropped':>9} {'grown':>9}"
-        lines = [head, "-" * len(head)]
-        total = [0, 0, 0, 0]
-        for name, mask in self._masks.items():
-            row = [int(mask.sum()), mask.numel()]
-            row += [sum(getattr(e, key).get(name, 0) for e in self.events) for key in ("dropped", "grown")]
-            total = [a + b for a, b in zip(total, row, strict=True)]
-            lines.append(_line(name, row, width))
-        lines += ["-" * len(head), _line("total", total, width)]
-        lines.append(
-            f"rule {self.rule.name}, scope {self.rule.scope.name}, {len(self.events)} events in {self.step:,} steps, "
+        rule = self.rule
+        return table(self._masks, self.events) + (
+            f"\nrule {rule.name}, scope {rule.scope.name}, {len(self.events)} events in {self.step:,} steps, "
             f"in-time exploration {self.exploration:.3f}"
         )
-        return "\n".join(lines)
 
     # --- what one can do --------------------------------------------------------------------------------------------
 
@@ -209,7 +178,7 @@ class Topology:
         opt.check_owns(optimizer, self._parameters)
         if self._optimizers:
             raise UsageError("this topology is attached already: detach() it first")
-        self._agree()
+        agree(self.mask_hash, self.step)
         self._optimizers.append(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -292,7 +261,7 @@ class Topology:
                 continue
             rows = p.detach().float().reshape(len(p), -1)
             score = -rows.abs() if self.birth == "keep" else torch.zeros_like(rows)
-            mask = first_mask(score, counts[name], self.rule.scope, self._generator(0, index))
+            mask = first_mask(score, counts[name], self.rule.scope, generator(self.seed, 0, index))
             self._masks[name].copy_(mask.reshape(p.shape))
             if self.birth == "rescale":
                 share = mask.float().mean(dim=1).clamp_min(1 / rows.shape[1])
@@ -409,7 +378,7 @@ class Topology:
                 seconds=time.perf_counter() - start,
             )
         )
-        self._agree()
+        agree(self.mask_hash, self.step)
 
     def _exchange(self, scope: Scope, step: int, zeta: float, before: dict[str, Tensor], falls: bool) -> None:
         """Drop and grow within each group of `scope`; with `falls`, to the counts planned for this step."""
@@ -421,7 +390,7 @@ class Topology:
             young = gather(block, self._young) & exists
             aim = exists.sum(dim=1).cpu() if planned is None else planned[block.names]
             view = self._view(block, exists)
-            new = exchange(self.rule, view, young, gone, aim, zeta, self._generator(step, index, scope.name))
+            new = exchange(self.rule, view, young, gone, aim, zeta, generator(self.seed, step, index, scope.name))
             if not torch.equal(new.sum(dim=1).cpu(), aim):
                 raise StructureError(f"the event of step {step} missed its planned counts in {', '.join(block.names)}")
             scatter(block, new, self._masks)
@@ -455,23 +424,6 @@ class Topology:
 
     # --- details ----------------------------------------------------------------------------------------------------
 
-    def _generator(self, step: int, index: int, phase: str = "") -> torch.Generator:
-        """A generator of its own for each (seed, step, block): the same on every rank, and after every resume."""
-        key = hashlib.sha256(f"{self.seed}/{step}/{index}/{phase}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
-
-    def _agree(self) -> None:
-        """Stop if the ranks of a distributed run hold different masks."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        hashes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(hashes, self.mask_hash)
-        if len(set(hashes)) > 1:
-            raise StructureError(
-                f"masks differ over ranks at step {self.step}: {hashes}. Build model and topology with the same "
-                f"seed on every rank, and wrap the model in DistributedDataParallel"
-            )
-
     def _settings(self) -> dict[str, Any]:
         rule = self.rule
         return {
@@ -500,33 +452,3 @@ class Topology:
             "saliency": self._memory.saliency,
             "average": self._memory.average,
         }
-
-
-def _timing(evolves: bool, steps: int | None, every: int, until: float | int) -> tuple[int, int]:
-    """`every` and `until` as numbers of optimiser steps."""
-    if not (isinstance(every, int) and every >= 1):
-        raise UsageError(
-            f"every is {every}: give the optimiser steps from one event to the next, a whole number from 1"
-        )
-    if not evolves:
-        return every, 0
-    if not (isinstance(steps, int) and steps >= 1):
-        raise UsageError(f"steps is {steps}: a rule that rewires needs the (whole) number of all optimiser steps")
-    if isinstance(until, float):
-        if not 0 < until <= 1:
-            raise UsageError(
-                f"until is {until}: give a share of the steps above 0 and at most 1, or a whole number of steps"
-            )
-        until = math.floor(until * steps)
-    if not (isinstance(until, int) and 0 < until <= steps):
-        raise UsageError(
-            f"until is step {until!r} of {steps}: give a whole number, at most {steps}, or a share (float)"
-        )
-    if until < every:
-        raise UsageError(f"no event fits: every {every} steps, but the last may be at step {until}. Lower `every`")
-    return every, until
-
-
-def _line(name: str, row: Sequence[int], width: int) -> str:
-    k, n, dropped, grown = row
-    return f"{name:<{width}} {k:>12,} {n:>12,} {k / n:>8.4f} {dropped:>9,} {grown:>9,}"

@@ -274,10 +274,24 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """12 hex digits over everything that changes the outcome (all but the name)."""
-        settings = to_mapping(self)
-        del settings["name"]
+        """12 hex digits over all settings that are not at their default, but the name.
+
+        So a setting that a later version adds does not change the hash of the recipes from before.
+        """
+        settings = {k: v for k, v in differences(Recipe(), self).items() if k != "name"}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: Any, new: Any, path: str = "") -> dict[str, Any]:
+    """The settings of `new` that are not those of `old`, by dotted name."""
+    found: dict[str, Any] = {}
+    for f in fields(old):
+        before, after = getattr(old, f.name), getattr(new, f.name)
+        if is_dataclass(before):
+            found |= differences(before, after, f"{path}{f.name}.")
+        elif before != after:
+            found[f"{path}{f.name}"] = after
+    return found
 
 
 def to_mapping(recipe: Any) -> dict[str, Any]:

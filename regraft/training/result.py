@@ -126,7 +126,7 @@ def _cost(cost: Measurement, heard: Measurement) -> dict[str, Any]:
             "acs": cost.acs / cost.samples,
             "macs": cost.macs / cost.samples,
             "macs_repeated": cost.macs_if_repeated / cost.samples,
-            "steps": cost.steps,
+            "steps": cost.steps or 1,  # a network without neurons that we know computes once
         },
         "energy": {
             "joule": cost.energy * 1e-12,

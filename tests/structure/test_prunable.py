@@ -219,3 +219,10 @@ def test_memory_format_has_no_say(rule, scope, net, batch):
     assert [e.mask_hash for e in found[0].events] == [e.mask_hash for e in found[1].events]
     for name, mask in found[0].masks.items():
         assert torch.equal(mask, found[1].masks[name])
+
+
+def test_a_parametrised_weight_is_left_out_aloud():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match="the weight of '0' is computed from others"):
+        topology = Topology(model, 0.5, "static")
+    assert set(topology.masks) == {"1.weight"}
