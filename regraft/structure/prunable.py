@@ -51,7 +51,7 @@ def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | _ConvNd) and is_parametrized(module, "weight"):
             warnings.warn(
-                f"the weight of {name!r} is computed from others (weight_norm, spectral_norm or the like), so it has no "
+                f"the weight of {name!r} is computed from others (weight_norm or the like), so it has no "
                 f"connections of its own: it stays dense and is not counted. Remove the parametrisation to prune it",
                 stacklevel=3,
             )

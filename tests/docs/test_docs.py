@@ -64,14 +64,24 @@ def test_the_pages_of_code_are_found():
 def test_links_lead_to_files_and_to_names_in_them(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for label, target in LINK.findall(text):
-        if target.startswith(("http://", "https://", "#")):
+        if target.startswith(("http://", "https://")):
             continue
-        file = (page.parent / target.partition("#")[0]).resolve()
+        path, _, heading = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{page.name}: {target}"
-        if file.suffix == ".py" and label.startswith("`"):
+        if heading:
+            assert heading in headings(file), f"{page.name}: {target}"
+        if file.suffix == ".py" and label.startswith("`") and label.strip("`") != file.name:
             name = re.escape(label.strip("`").split("(")[0].split(".")[-1])
             code = file.read_text(encoding="utf-8")
             assert re.search(rf"(def|class) {name}\b|^\s*{name}\b.*[:=]", code, re.MULTILINE), f"no {label} in {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def preset_rows() -> list[str]:
