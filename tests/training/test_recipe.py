@@ -204,22 +204,42 @@ def test_an_override_leaves_what_it_does_not_name():
     assert first.training.epochs == 3, "the old recipe is as it was"
 
 
+OTHERS = {
+    "seed": 1,
+    "data": {"name": "standin", "batch": 65, "validation": 0.1, "split_seed": 1, "augment": False},
+    "model": {
+        "name": "vgg16", "steps": 5, "neuron": "if", "decay": 0.25, "threshold": 0.5, "surrogate": "atan",
+        "reset": "soft", "detach_reset": False, "decay_input": True, "options": {"a": 1},
+    },
+    "topology": {
+        "density": 0.2, "rule": "set", "every": 10, "until": 0.5, "zeta": 0.1, "start_density": 0.5, "drop": "taylor",
+        "grow": "momentum", "allocation": "er", "scope": "row", "strict": True, "birth": "keep", "include": ["a"],
+        "exclude": ["a"], "dense": ["a"],
+    },
+    "distill": {
+        "teacher": "virtual", "weight": 0.1, "temperature": 2, "label_weight": 1, "density": 0.01, "model": "a",
+        "epochs": 2, "run": "a", "confidence": 0.8, "convention": "paper", "multiplier": 2, "decay": 0.5, "keep": 0.25,
+        "epsilon": 0.2,
+    },
+    "training": {
+        "epochs": 31, "stop": 2, "optimizer": "adamw", "lr": 0.2, "momentum": 0.5, "weight_decay": 0, "warmup": 0,
+        "loss": "tet", "tet": 0.1, "clip": 1, "precision": "bf16", "device": "cpu",
+    },
+}  # fmt: skip
+
+
 def test_the_hash_ignores_the_name_and_nothing_else():
     recipe = Recipe()
     assert dataclasses.replace(recipe, name="other").hash == recipe.hash
-    others = {"seed": 1, "model.options": {"a": 1}, "topology.exclude": ("x",), "distill.run": "elsewhere"}
-    for section in dataclasses.fields(Recipe):
-        inner = getattr(recipe, section.name)
-        for f in dataclasses.fields(inner) if dataclasses.is_dataclass(inner) else ():
-            name, now = f"{section.name}.{f.name}", getattr(inner, f.name)
-            if isinstance(now, bool):
-                others.setdefault(name, not now)
-            elif isinstance(now, float):
-                others.setdefault(name, now / 2)
-            elif isinstance(now, int):
-                others.setdefault(name, now + 1)
-    hashes = [override(recipe, {name: value}).hash for name, value in others.items()]
-    assert len({recipe.hash, *hashes}) == 1 + len(others)
+    assert {k: set(v) if isinstance(v, dict) else None for k, v in OTHERS.items()} | {"name": None} == {
+        k: set(v) if isinstance(v, dict) else None for k, v in to_mapping(recipe).items()
+    }, "every setting of a recipe has another value here"
+    hashes = [
+        override(recipe, {key: {name: value} if name else value}).hash
+        for key, inner in OTHERS.items()
+        for name, value in (inner.items() if isinstance(inner, dict) else [("", inner)])
+    ]
+    assert len({recipe.hash, *hashes}) == 1 + len(hashes)
 
 
 @pytest.mark.parametrize("density", [0.1, 0.2])
@@ -262,7 +282,7 @@ def test_impossible_combinations_are_refused(change, message):
         ("training: {epochs: 2020-01-01}\n", "training.epochs is"),
         ("model: {options: {a: 2020-01-01}}\n", "model.options"),
         ("name: !!python/object/apply:os.getcwd []\n", "not YAML"),
-        ("[a]: 3\n", "no setting is called"),
+        ("[a]: 3\n", "not YAML (line 1)"),
         ("{a: 1}: 3\n", "not YAML"),
         ("training: {lr: .nan}\n", "training.lr is nan"),
         ("model: {neuron: off}\n", "model.neuron is False"),
