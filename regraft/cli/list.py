@@ -69,19 +69,9 @@ def _rules() -> list[tuple[str, str]]:
 
 
 def _teachers() -> list[tuple[str, str]]:
-    return [
-        ("none", "plain training"),
-        ("label-smoothing", "the control arm: no teacher, smoothed labels"),
-        ("sparse", "a network sparser than the student, trained first by the same command"),
-        ("virtual", "no network: a hand-made distribution (Tf-KD, Yuan et al. 2020)"),
-        ("undertrained", "an early checkpoint of the same recipe"),
-        ("previous", "the student just before its last rewiring event"),
-        ("average", "an exponential moving average of the student"),
-        ("weakest-step", "the student's least confident time step teaches the others"),
-        ("strongest-step", "the most confident one, for contrast"),
-        ("nested", "the student's own strongest connections, and back"),
-        ("network", "any finished run: distill.run"),
-    ]
+    from regraft.training.recipe import TEACHERS
+
+    return list(TEACHERS.items())
 
 
 TABLES: dict[str, Callable[[], list[tuple[str, str]]]] = {

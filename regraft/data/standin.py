@@ -8,7 +8,10 @@ import numpy as np
 def standin(
     split: str, seed: int = 0, *, shape: tuple[int, ...] = (1, 8, 8), classes: int = 10, samples: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`samples` noisy copies of one random pattern a class: x `[N, *shape]` float32, y `[N]` int64."""
+    """A stand-in for data that is not at hand: noisy copies of one random pattern a class.
+
+    `(x, y)`: x `[samples, *shape]` float32, y `[samples]` int64.
+    """
     patterns = np.random.default_rng(seed).normal(size=(classes, *shape))
     rng = np.random.default_rng([seed, split == "test"])
     y = np.arange(samples) % classes

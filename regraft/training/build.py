@@ -152,6 +152,8 @@ def criterion_of(recipe: Recipe, model: nn.Module, topology: Topology, teacher: 
         "nested": lambda: NestedTeacher(model, d.keep, lambda: topology.masks),
         **dict.fromkeys(("sparse", "undertrained", "network"), lambda: NetworkTeacher(_given(teacher))),
     }
+    if ":" in d.teacher:
+        makers[d.teacher] = lambda: lookup(d.teacher, {}, "teacher")(model)
     criterion = Distill(
         makers[d.teacher]() if d.teacher in makers else None,
         weight=d.weight,

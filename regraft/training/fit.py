@@ -19,7 +19,7 @@ from regraft.training.build import Parts, assemble, check, device_of, teacher_re
 from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
 from regraft.training.load import load, save
 from regraft.training.recipe import Recipe
-from regraft.training.result import finish
+from regraft.training.result import finish, trained_teacher
 from regraft.training.run import RunFolder, finished, refuse_finished
 
 Watch = Callable[[dict[str, Any]], None]
@@ -127,6 +127,7 @@ def _with_teacher(
             fit(first, teacher_run, watch=watch)
     if teacher_run is None:
         return assemble(recipe), None
+    trained_teacher(Path(teacher_run))  # it will stand beside the student: what is missing there shall show now
     teacher = load(teacher_run).model.to(device_of(recipe))
     return assemble(recipe, teacher), Path(teacher_run)
 

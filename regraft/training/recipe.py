@@ -23,19 +23,19 @@ from regraft.training.values import hints, settle, typed, within
 
 __all__ = ["SHIPPED", "Recipe", "load_recipe", "override", "read_yaml", "to_mapping", "write_yaml"]
 
-Teacher = Literal[
-    "none",
-    "label-smoothing",
-    "sparse",
-    "virtual",
-    "undertrained",
-    "previous",
-    "average",
-    "weakest-step",
-    "strongest-step",
-    "nested",
-    "network",
-]
+TEACHERS = {
+    "none": "plain training",
+    "label-smoothing": "the control arm: no teacher, smoothed labels",
+    "sparse": "a network sparser than the student, trained first by the same command",
+    "virtual": "no network: a hand-made distribution (Tf-KD, Yuan et al. 2020)",
+    "undertrained": "an early checkpoint of the same recipe",
+    "previous": "the student just before its last rewiring event",
+    "average": "an exponential moving average of the student",
+    "weakest-step": "the student's least confident time step teaches the others",
+    "strongest-step": "the most confident one, for contrast",
+    "nested": "the student's own strongest connections, and back",
+    "network": "any finished run: distill.run",
+}
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class TopologySettings:
 class DistillSettings:
     """Who teaches, and how much it counts."""
 
-    teacher: Teacher = "none"
-    """`sparse` is trained first, by the same command; `virtual` is no network at all."""
+    teacher: str = "none"
+    """A teacher (`regraft list teachers`), or `package.module:function` that makes one from the student."""
     weight: float = 0.5
     """Share of the teacher in the loss; the label's is 1 - weight."""
     temperature: float = 4.0
@@ -189,6 +189,10 @@ class DistillSettings:
         within("distill", "decay", self.decay, 0, 1)
         within("distill", "keep", self.keep, 0, 1, open_low=True)
         within("distill", "epsilon", self.epsilon, 0, 1)
+        if self.teacher not in TEACHERS and ":" not in self.teacher:
+            raise UsageError(
+                f"no teacher is called {self.teacher!r}: {nearest(self.teacher, TEACHERS)}, or package.module:function"
+            )
         if self.teacher == "network" and not self.run:
             raise UsageError("distill.teacher is 'network': give the folder of its finished run as distill.run")
 

@@ -80,10 +80,7 @@ def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None) -> dict[s
         return None
     told: dict[str, Any] = {"kind": recipe.distill.teacher, "accuracy": None, "density": None, "seconds": 0.0}
     if teacher_run is not None:
-        result = read_result(teacher_run)
-        own = 0.0 if result["teacher"] is None else result["teacher"]["seconds"]
-        told |= {"name": result["name"], "accuracy": result["accuracy"]["last"]}
-        told |= {"density": result["density"]["connections"], "seconds": result["seconds"]["train"] + own}
+        told |= trained_teacher(teacher_run)
     elif isinstance(teacher, AverageTeacher) or (isinstance(teacher, PreviousTeacher) and teacher.ready):
         told["accuracy"] = evaluate(teacher.model, plain_batches(test, 256)).accuracy
     elif isinstance(teacher, NestedTeacher):
@@ -102,14 +99,26 @@ def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None) -> dict[s
     return told
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """`result.json` of a finished run. Raises `RunError` if there is none."""
+def trained_teacher(folder: Path) -> dict[str, Any]:
+    """What a finished run says of itself as a teacher; its time includes its own teacher's.
+
+    Raises `RunError` if the run is not finished, or its result is damaged or of another format version.
+    """
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if result["format"] != FORMAT:
+            raise RunError(f"{folder / 'result.json'} has format {result['format']!r}; this regraft reads {FORMAT}")
+        own = 0.0 if result["teacher"] is None else result["teacher"]["seconds"]
+        return {
+            "name": result["name"],
+            "accuracy": result["accuracy"]["last"],
+            "density": result["density"]["connections"],
+            "seconds": result["seconds"]["train"] + own,
+        }
     except OSError:
         raise RunError(f"{folder} holds no finished run: it has no result.json") from None
-    except ValueError:
-        raise RunError(f"{folder / 'result.json'} is damaged: it is not JSON") from None
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{folder / 'result.json'} is damaged: train the run again") from None
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from regraft.training.build import Parts
 from regraft.training.recipe import Recipe, override
@@ -68,6 +69,7 @@ def train(tmp_path_factory):
 
     def run(recipe: Recipe, folder: Path | None = None, **arguments: Any) -> Run:
         module = importlib.import_module("regraft.training.fit")
+        torch.set_num_threads(1)  # a run of the session begins before any test sets it, and bits depend on it
         given = Run(folder or tmp_path_factory.mktemp("runs") / recipe.name, recipe)
         finish = module.finish
 
