@@ -14,6 +14,10 @@ _HOME = {
     "spiking": "regraft.neurons.spiking",
     "Topology": "regraft.structure",
     "Rule": "regraft.structure",
+    "Drop": "regraft.structure",
+    "Grow": "regraft.structure",
+    "Scope": "regraft.structure",
+    "Schedule": "regraft.structure",
     "preset": "regraft.structure",
     "Distill": "regraft.distill",
     "VirtualTeacher": "regraft.distill",
@@ -24,6 +28,7 @@ _HOME = {
     "NestedTeacher": "regraft.distill",
     "LabelSmoothing": "regraft.distill",
     "measure": "regraft.metrics",
+    "remove_neurons": "regraft.metrics",
     "Recipe": "regraft.training",
     "fit": "regraft.training.fit",
     "evaluate": "regraft.training.evaluate",
@@ -57,10 +62,10 @@ if TYPE_CHECKING:
         StepTeacher,
         VirtualTeacher,
     )
-    from regraft.metrics import measure
+    from regraft.metrics import measure, remove_neurons
     from regraft.neurons import IF, LIF, PLIF
     from regraft.neurons.spiking import spiking
-    from regraft.structure import Rule, Topology, preset
+    from regraft.structure import Drop, Grow, Rule, Schedule, Scope, Topology, preset
     from regraft.training import Recipe
     from regraft.training.evaluate import evaluate, reestimate
     from regraft.training.fit import fit

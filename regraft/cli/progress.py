@@ -46,6 +46,8 @@ class Progress:
             self._say(f"{name}: finished already in {record['folder']}, left as it is")
         elif kind == "birth":
             row["density"] = record["density"]
+            existing, of = (sum(layer[key] for layer in record["layers"].values()) for key in ("connections", "of"))
+            self._say(f"{name}: born with {existing:,} of {of:,} connections in {len(record['layers'])} layers")
         elif kind == "event":
             row |= {"events": row.get("events", 0) + 1, "density": record["density"]}
         elif kind == "epoch":

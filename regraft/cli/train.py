@@ -56,8 +56,7 @@ def run(arguments: list[str]) -> int:
 
 def _parse(flags: list[str], source: str) -> tuple[Train, Recipe]:
     """The flags, and the recipe whose settings are their defaults."""
-    wants_help = "-h" in flags or "--help" in flags
-    base = Recipe() if wants_help else load_recipe(source)
+    base = load_recipe(source)
     base = replace(base, model=replace(base.model, options={}))
     example = "regraft train digits --seed 1 --out runs/digits-1"
     return parse(Train, flags, verb="train", example=example, default=Train(source, settings=base)), base

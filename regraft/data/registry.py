@@ -33,8 +33,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a model has to know of data: K classes, C channels, H (samples are square), and whether they are static.
+
+    Static samples are images, the same at each time step; others are events, `[N, T, C, H, W]`.
+    """
+
+    classes: int
+    channels: int
+    size: int
+    static: bool
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """Three splits, and what a model has to know of them."""
+    """Three splits."""
 
     name: str
     train: Split
@@ -47,19 +60,10 @@ class Dataset:
         return replace(self, train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
 
     @property
-    def static(self) -> bool:
-        """Images, the same at each time step; otherwise events, `[N, T, C, H, W]`."""
-        return self.train.x.ndim == 4
-
-    @property
-    def channels(self) -> int:
-        """C of a sample."""
-        return self.train.x.shape[-3]
-
-    @property
-    def size(self) -> int:
-        """H of a sample (samples are square)."""
-        return self.train.x.shape[-2]
+    def form(self) -> Form:
+        """What a model has to know of the data."""
+        shape = self.train.x.shape
+        return Form(self.classes, shape[-3], shape[-2], static=len(shape) == 4)
 
 
 def load(name: str, *, validation: float = 0.2, seed: int = 0) -> Dataset:

@@ -140,5 +140,14 @@ def _check(logits: Tensor, targets: Tensor) -> None:
             "soft targets (mixed labels, one-hot) are not supported" if targets.is_floating_point() else "use .long()"
         )
         raise UsageError(f"the targets {list(targets.shape)} are {targets.dtype}: give int64 class indices [N]; {hint}")
+    if (
+        targets.device.type == "cpu"
+        and targets.numel()
+        and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]
+    ):
+        raise ShapeError(
+            f"{shapes}: the targets run from {int(targets.min())} to {int(targets.max())}, but the logits have K = "
+            f"{logits.shape[-1]} classes, 0 to {logits.shape[-1] - 1} (an ignored label such as -100 is not supported)"
+        )
     if targets.dim() != 1 or len(targets) != logits.shape[-2]:
         raise ShapeError(f"{shapes} do not fit: the targets must be [N] with the N of the logits, [N, K] or [T, N, K]")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from regraft.metrics.observe import first_tensor
 
@@ -26,16 +27,23 @@ Neurons = Collection[str | type[nn.Module]]
 
 
 def neuron_modules(model: nn.Module, also: Neurons = ()) -> dict[str, nn.Module]:
-    """The outermost modules whose class, or one it inherits from, is a known neuron or one of `also`, by name."""
+    """The outermost modules whose class, or one it inherits from, is a known neuron or one of `also`, by name.
+
+    Known by name only, a module with Linear or Conv layers inside is somebody's network, whatever it is called.
+    """
     names = NEURON_CLASSES | {name for name in also if isinstance(name, str)}
     classes = tuple(cls for cls in also if isinstance(cls, type))
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        inherited = any(cls.__name__ in names for cls in type(module).__mro__)
+        inherited = any(cls.__name__ in names for cls in type(module).__mro__) and not _is_network(module)
         inside = any(name.startswith(f"{outer}.") or outer == "" for outer in found)
         if (inherited or isinstance(module, classes)) and not inside:
             found[name] = module
     return found
+
+
+def _is_network(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.Linear | _ConvNd | nn.modules.batchnorm._NormBase) for m in module.modules())
 
 
 def known_steps(neurons: Mapping[str, nn.Module]) -> int | None:

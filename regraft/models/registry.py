@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from regraft.errors import UsageError
+from regraft.errors import RegraftError, UsageError
 from regraft.models.dvsgesture import dvsgesture
 from regraft.models.resnet import resnet19, resnet_small
 from regraft.models.vgg import tiny_vgg, vgg16
@@ -31,7 +31,12 @@ def build(name_or_path: str, **settings: Any) -> nn.Module:
     """
     function: Any = lookup(name_or_path, MODELS, "model")
     check_call(function, f"model {name_or_path}", **settings)
-    model = function(**settings)
+    try:
+        model = function(**settings)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, RegraftError):
+            raise
+        raise UsageError(f"model {name_or_path} cannot be built with these settings: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"model {name_or_path} returned {type(model).__name__}: it must return an nn.Module")
     return model

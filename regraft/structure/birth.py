@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,40 @@ def row_counts(count: int, columns: int, current: Tensor, *, strict: bool) -> Te
         return allocation.balanced(count, current)
     each = min(max(1, allocation.round_half_up(count / len(current))), columns)
     return torch.full_like(current, min(each, int(current[0]) or each))
+
+
+class GivenWeights:
+    """Weights as they were before birth changed them, kept until the first optimiser step.
+
+    A state may then be loaded in any order: where the model's weights were loaded before its `Topology` was made, and
+    nobody has touched them since, loading the wiring brings them back.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self._version: dict[str, int] = {}
+
+    def keep(self, name: str, weight: Tensor) -> None:
+        """Before birth."""
+        self._kept[name] = weight.detach().clone()
+
+    def mark(self, name: str, weight: Tensor) -> None:
+        """What is there now is of our own making (torch counts in-place changes of a tensor)."""
+        if name in self._kept:
+            self._version[name] = weight._version
+
+    def untouched(self, name: str, weight: Tensor) -> bool:
+        """Whether nobody else has changed the weight since `mark`."""
+        return name in self._kept and self._version.get(name) == weight._version
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Bring back what nobody has touched, and forget."""
+        for name, weight in weights.items():
+            if self.untouched(name, weight):
+                weight.copy_(self._kept[name])
+        self.forget()
+
+    def forget(self) -> None:
+        """The first step was taken, or a state was loaded."""
+        self._kept.clear()
+        self._version.clear()

@@ -75,7 +75,10 @@ _ALL = (
         drop="magnitude",
         schedule=Schedule(zeta=0, start_density=1.0),
         source="Zhu & Gupta 2017, arXiv 1710.01878",
-        departures=("text: the same density in each layer; here by the allocation asked for (ERK unless told)",),
+        departures=(
+            "text: the same density in each layer; here by the allocation asked for (ERK unless told)",
+            "text: pruning may begin after a dense warm-up (t0); here at the first event (t0 = 0)",
+        ),
     ),
     Rule(
         "granet",

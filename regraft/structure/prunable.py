@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.parametrize import is_parametrized
 
 from regraft.errors import StructureError, UsageError
 
@@ -49,7 +48,7 @@ def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
         if isinstance(p, nn.UninitializedParameter):
             raise StructureError(f"{name!r} has no shape yet (a lazy layer): run one batch through the model first")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | _ConvNd) and is_parametrized(module, "weight"):
+        if isinstance(module, nn.Linear | _ConvNd) and not isinstance(module.weight, nn.Parameter):
             warnings.warn(
                 f"the weight of {name!r} is computed from others (weight_norm or the like), so it has no "
                 f"connections of its own: it stays dense and is not counted. Remove the parametrisation to prune it",
@@ -59,6 +58,14 @@ def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
     weights = {
         first[id(m.weight)] for m in model.modules() if isinstance(m, nn.Linear | _ConvNd) and id(m.weight) in first
     }
+    frozen = {name for name in weights if not parameters[name].requires_grad}
+    if frozen:
+        warnings.warn(
+            f"{', '.join(sorted(frozen))} is frozen (requires_grad=False), so it is left alone and not counted; "
+            f"name it with include= to prune it all the same",
+            stacklevel=3,
+        )
+    weights -= frozen
     weights |= matching(model, include, "include", [name for name, p in parameters.items() if p.ndim >= 2])
     weights -= matching(model, exclude, "exclude", parameters)
     chosen = {name: p for name, p in parameters.items() if name in weights}
@@ -66,6 +73,8 @@ def prunable(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
         hint = "check `exclude`" if exclude else "it has no Linear or Conv layer; name parameters with `include`"
         raise StructureError(f"{type(model).__name__} has no prunable weight: {hint}")
     for name, p in chosen.items():
+        if not p.numel():
+            raise StructureError(f"{name!r} has shape {tuple(p.shape)}, so there is nothing to connect")
         if type(p.data).__name__ == "DTensor":
             raise StructureError(
                 f"{name!r} is sharded (FSDP): its mask would differ over ranks. Use DistributedDataParallel"

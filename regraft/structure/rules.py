@@ -73,6 +73,8 @@ class Grow:
 class Scope:
     """The set within which counts are held: `layer`, `row` (an output unit's incoming connections) or `network`.
 
+    A row is an entry of the weight's first axis; in a transposed convolution that is an input unit.
+
     `strict` (rows only) makes all rows of a layer equal; the density is then the nearest one possible.
     """
 
@@ -99,7 +101,7 @@ def signed(view: View) -> Tensor:
 
     The score is a weight's rank among the existing ones of its sign, over their number; equal weights share a rank.
     """
-    score = torch.full_like(view.weight, -1.0)
+    score = torch.where(view.weight.isnan(), torch.nan, -torch.ones_like(view.weight))
     for sign in (1, -1):
         values = torch.where(view.exists & (view.weight * sign > 0), view.weight * sign, torch.inf)
         of_sign = values.isfinite()

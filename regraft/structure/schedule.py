@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,24 +72,25 @@ def timing(evolves: bool, steps: int | None, every: int, until: float | int) -> 
 
     Raises `UsageError` for what is no number of steps, or leaves no room for an event.
     """
-    if not (isinstance(every, int) and every >= 1):
+    if not (isinstance(every, numbers.Integral) and every >= 1):
         raise UsageError(
             f"every is {every}: give the optimiser steps from one event to the next, a whole number from 1"
         )
     if not evolves:
-        return every, 0
-    if not (isinstance(steps, int) and steps >= 1):
+        return int(every), 0
+    if not (isinstance(steps, numbers.Integral) and steps >= 1):
         raise UsageError(f"steps is {steps}: a rule that rewires needs the (whole) number of all optimiser steps")
-    if isinstance(until, float):
+    every, steps = int(every), int(steps)
+    if isinstance(until, numbers.Real) and not isinstance(until, numbers.Integral):
         if not 0 < until <= 1:
             raise UsageError(
                 f"until is {until}: give a share of the steps above 0 and at most 1, or a whole number of steps"
             )
         until = math.floor(until * steps)
-    if not (isinstance(until, int) and 0 < until <= steps):
+    if not (isinstance(until, numbers.Integral) and 0 < until <= steps):
         raise UsageError(
             f"until is step {until!r} of {steps}: give a whole number, at most {steps}, or a share (float)"
         )
     if until < every:
         raise UsageError(f"no event fits: every {every} steps, but the last may be at step {until}. Lower `every`")
-    return every, until
+    return every, int(until)

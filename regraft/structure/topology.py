@@ -7,6 +7,7 @@ the new weights; grow by the gradient read before. Masks change in place, so cap
 from __future__ import annotations
 
 import math
+import numbers
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from regraft.errors import StructureError, UsageError
 from regraft.structure import allocation as alloc
 from regraft.structure import optimizer as opt
-from regraft.structure.birth import first_mask, row_counts
+from regraft.structure.birth import GivenWeights, first_mask, row_counts
 from regraft.structure.blocks import Block, blocks, gather, scatter
 from regraft.structure.events import Event, table
 from regraft.structure.exchange import exchange
@@ -81,6 +82,8 @@ class Topology:
         seed: int = 0,
     ) -> None:
         rule = preset(rule) if isinstance(rule, str) else rule
+        if not isinstance(rule, Rule):
+            raise UsageError(f"rule is {rule!r}: give the name of a preset or a regraft.Rule")
         if scope is not None:
             rule = replace(rule, scope=Scope(scope) if isinstance(scope, str) else scope)  # pyright: ignore[reportArgumentType]
         if birth not in ("rescale", "keep"):
@@ -92,7 +95,7 @@ class Topology:
                 "FSDP shards parameters, so masks would differ over ranks: use DistributedDataParallel"
             )
         start = rule.schedule.start_density
-        if not (isinstance(density, int | float) and 0 < density <= 1):
+        if not (isinstance(density, numbers.Real) and 0 < density <= 1):
             raise UsageError(f"density is {density}: give a number above 0 and at most 1")
         if start is not None and start < density:
             raise UsageError(
@@ -113,7 +116,9 @@ class Topology:
         self._parameters = prunable(model, include, exclude)
         self._dense = matching(model, dense, "dense", self._parameters)
         self._masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in self._parameters.items()}
+        self._given = GivenWeights()
         self._bear()
+        self._warn_of_nearest_density()
         self._young = {name: torch.zeros_like(m) for name, m in self._masks.items()}
         self._ever = {name: m.clone() for name, m in self._masks.items()}
         self._memory = GradientMemory(rule)
@@ -158,6 +163,12 @@ class Topology:
             needs in ("accumulated", "momentum") and self.step < self.last_event
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"Topology({self.rule.name!r}, {self.connections:,} of {self.possible:,} connections, "
+            f"{len(self.events)} events in {self.step:,} steps)"
+        )
+
     def __str__(self) -> str:
         rule = self.rule
         return table(self._masks, self.events) + (
@@ -179,6 +190,8 @@ class Topology:
         if self._optimizers:
             raise UsageError("this topology is attached already: detach() it first")
         agree(self.mask_hash, self.step)
+        for kept in self._tensors().values():  # a model may have moved since
+            kept |= {name: t.to(self._parameters[name].device) for name, t in kept.items()}
         self._optimizers.append(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -234,8 +247,10 @@ class Topology:
         for key, (theirs, ours) in other.items():
             if theirs != ours:
                 raise StructureError(f"the saved wiring has {key} {theirs!r}, this one {ours!r}: use the same settings")
-        if {n: m.shape for n, m in state["masks"].items()} != {n: m.shape for n, m in self._masks.items()}:
+        shapes = {name: mask.shape for name, mask in self._masks.items()}
+        if any({name: mask.shape for name, mask in state[key].items()} != shapes for key in ("masks", "young", "ever")):
             raise StructureError("the saved wiring is of another model: its layers or their shapes differ")
+        self._given.restore(self._parameters)
         self._memory.clear()
         for key, kept in self._tensors().items():
             for name, saved in state[key].items():
@@ -247,6 +262,16 @@ class Topology:
         self.step = int(state["step"])
         self.events = [Event(**e) for e in state["events"]]
         self._clean()
+        old = sum(int((self._masks[name] & ~self._young[name]).sum()) for name in self._masks)
+        zeros = sum(
+            int(((p == 0) & self._masks[name] & ~self._young[name]).sum()) for name, p in self._parameters.items()
+        )
+        if self.step and zeros > old / 4:
+            warnings.warn(
+                f"{zeros:,} of {old:,} existing connections have weight 0: were the model's weights loaded before its "
+                f"Topology was made? Make it first, then load the weights, then the wiring",
+                stacklevel=2,
+            )
 
     # --- birth ------------------------------------------------------------------------------------------------------
 
@@ -259,6 +284,7 @@ class Topology:
         for index, (name, p) in enumerate(self._parameters.items()):
             if counts[name] == p.numel():
                 continue
+            self._given.keep(name, p)
             rows = p.detach().float().reshape(len(p), -1)
             score = -rows.abs() if self.birth == "keep" else torch.zeros_like(rows)
             mask = first_mask(score, counts[name], self.rule.scope, generator(self.seed, 0, index))
@@ -267,6 +293,16 @@ class Topology:
                 share = mask.float().mean(dim=1).clamp_min(1 / rows.shape[1])
                 p.mul_(share.rsqrt().to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)))
             p.masked_fill_(~self._masks[name], 0)
+            self._given.mark(name, p)
+
+    def _warn_of_nearest_density(self) -> None:
+        """`strict` rows cannot meet every density: say which one it became."""
+        start = self.rule.schedule.start_density or self.density
+        if self.rule.scope.strict and self.connections != alloc.budget(start, self.possible):
+            warnings.warn(
+                f"with equal rows the nearest density to {start:g} is {self.connections / self.possible:g}",
+                stacklevel=3,
+            )
 
     def _allocate(self, density: float) -> dict[str, int]:
         shapes = {name: tuple(p.shape) for name, p in self._parameters.items()}
@@ -310,6 +346,7 @@ class Topology:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._given.forget()
         if not self._skipped:
             self._clean()
             self.step += 1
@@ -329,7 +366,10 @@ class Topology:
         with torch.no_grad():
             for name, p in self._parameters.items():
                 absent = ~self._masks[name]
+                untouched = self._given.untouched(name, p)
                 p.masked_fill_(absent, 0)
+                if untouched:
+                    self._given.mark(name, p)
                 for optimizer in self._optimizers:
                     for value in opt.shaped_state(optimizer, name, p).values():
                         value.masked_fill_(absent, 0)
@@ -355,9 +395,10 @@ class Topology:
         self._clean()
         emptied = [name for name, m in self._masks.items() if bool(before[name].any()) and not bool(m.any())]
         if emptied:  # only a scope over the network can do this
+            axis = "prune=Scope('layer')" if rule.prune is not None else "scope='layer'"
             warnings.warn(
                 f"the event of step {step} left {', '.join(emptied)} without any connection: nothing passes any more. "
-                f"Use scope='layer', a higher density, or keep it whole with dense=",
+                f"Use {axis}, a higher density, or keep it whole with dense=",
                 stacklevel=2,
             )
         for name, p in self._parameters.items():

@@ -28,6 +28,7 @@ from regraft.errors import RegraftError, ShapeError, UsageError
 from regraft.models import build
 from regraft.names import check_call, lookup
 from regraft.neurons import IF, LIF, PLIF
+from regraft.neurons.surrogate import SURROGATES
 from regraft.structure import PRESETS, Rule, Scope, Topology, preset
 from regraft.training.recipe import DistillSettings, Recipe, override
 
@@ -55,7 +56,8 @@ def neuron_of(recipe: Recipe) -> Any:
     m = recipe.model
     if m.neuron == "relu":
         return nn.ReLU
-    shape: dict[str, Any] = {"threshold": m.threshold, "surrogate": m.surrogate, "reset": m.reset}
+    surrogate = SURROGATES[m.surrogate](*([] if m.surrogate_shape is None else [m.surrogate_shape]))
+    shape: dict[str, Any] = {"threshold": m.threshold, "surrogate": surrogate, "reset": m.reset}
     shape["detach_reset"] = m.detach_reset
     shape |= {} if m.decay_input is None else {"decay_input": m.decay_input}
     if m.neuron == "plif":
@@ -63,7 +65,7 @@ def neuron_of(recipe: Recipe) -> Any:
     return partial(IF, **shape) if m.neuron == "if" else partial(LIF, m.decay, **shape)
 
 
-def model_of(recipe: Recipe, data: datasets.Dataset) -> nn.Module:
+def model_of(recipe: Recipe, data: datasets.Form) -> nn.Module:
     """The recipe's network for this data, its weights drawn from torch's global generator."""
     settings: dict[str, Any] = {
         "classes": data.classes,
@@ -153,7 +155,9 @@ def criterion_of(recipe: Recipe, model: nn.Module, topology: Topology, teacher: 
         **dict.fromkeys(("sparse", "undertrained", "network"), lambda: NetworkTeacher(_given(teacher))),
     }
     if ":" in d.teacher:
-        makers[d.teacher] = lambda: lookup(d.teacher, {}, "teacher")(model)
+        own = lookup(d.teacher, {}, "teacher")
+        check_call(own, f"teacher {d.teacher!r}", model)
+        makers[d.teacher] = lambda: own(model)
     criterion = Distill(
         makers[d.teacher]() if d.teacher in makers else None,
         weight=d.weight,
@@ -203,7 +207,7 @@ def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
     """All parts of a training, seeded by the recipe. Raises `UsageError` for whatever cannot be meant."""
     torch.manual_seed(recipe.seed)
     data = dataset_of(recipe)
-    model = model_of(recipe, data).to(device_of(recipe))
+    model = model_of(recipe, data.form).to(device_of(recipe))
     steps = recipe.training.epochs * datasets.count(data.train, recipe.data.batch)
     topology = topology_of(recipe, model, steps)
     optimizer, schedule = optimizer_of(recipe, model, steps)

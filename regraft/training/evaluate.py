@@ -43,7 +43,7 @@ def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     try:
         # Not inference mode: neurons that keep a state could not be trained with it afterwards.
         with torch.no_grad(), _rates(model) as rates:
-            for x, y in batches:
+            for x, y in _on_device(model, batches):
                 logits = over_time(model(x) if forward is None else forward(model, x), "mean").float()
                 loss += float(cross_entropy(logits, y)) * len(y)
                 right += int((logits.argmax(dim=1) == y).sum())
@@ -54,6 +54,12 @@ def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     if not samples:
         raise UsageError("evaluate() got no samples: the loader is empty")
     return Evaluation(loss / samples, right / samples, int(samples), {k: s / max(1, n) for k, (s, n) in rates.items()})
+
+
+def _on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    device = next((p.device for p in model.parameters()), None)
+    for x, y in batches:
+        yield x.to(device), y.to(device)
 
 
 @contextmanager
@@ -100,7 +106,7 @@ def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = 
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return
-    waiting = iter(batches)
+    waiting = _on_device(model, batches)
     first = next(waiting, None)
     if first is None:
         raise UsageError("reestimate() got no batch: the loader is empty")

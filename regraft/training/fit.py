@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,12 @@ def fit(
         log(_epoch(epoch, step, clock.seconds, parts, sums.means(), valid))
         warn_of_silence(valid, silent)
         manifest = {"epoch": epoch, "step": step, "steps": parts.steps, "recipe_hash": recipe.hash}
+        manifest["data"] = asdict(data.form)
         save(folder / "last.safetensors", model, topology, manifest)
-        if valid is None or valid.accuracy > best:
-            best = valid.accuracy if valid else 0.0
+        # An epoch counts only once the wiring is final: a denser network's accuracy would stand beside its price.
+        reached = valid.accuracy if valid else 0.0
+        if (reached >= best and step >= topology.last_event) or (last and best < 0):
+            best = reached
             save(folder / "best.safetensors", model, topology, manifest)
         run.write_maps()
     return finish(run, recipe, parts, clock.seconds, valid, teacher_run, command)

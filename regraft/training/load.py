@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from regraft.data import Form
 from regraft.errors import RegraftError, RunError, UsageError
 from regraft.structure import Topology
-from regraft.training.build import dataset_of, model_of, topology_of
+from regraft.training.build import model_of, topology_of
 from regraft.training.checkpoint import read_tensors, write_tensors
-from regraft.training.recipe import Recipe, load_recipe, override
+from regraft.training.recipe import Recipe, load_recipe
 
 _WIRING = ("masks", "young", "ever", "saliency", "average")
 
@@ -55,7 +56,10 @@ def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
         raise RunError(f"{folder / f'{which}.safetensors'} was saved by another recipe than {folder / 'recipe.yaml'}")
     state: dict[str, Any] = {kind: {} for kind in ("model", *_WIRING)}
     with torch.random.fork_rng(devices=[]):
-        model = model_of(recipe, dataset_of(override(recipe, {"training.device": "cpu"})))
+        try:
+            model = model_of(recipe, Form(**manifest["data"]))
+        except (KeyError, TypeError):
+            raise RunError(f"{folder / f'{which}.json'} is damaged: it does not say what the data were like") from None
     try:
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")

@@ -76,6 +76,8 @@ class ModelSettings:
     """Membrane at which a neuron fires."""
     surrogate: Literal["triangle", "rectangle", "atan", "sigmoid"] = "triangle"
     """What stands in for the derivative of the spike."""
+    surrogate_shape: float | None = None
+    """Its width (triangle, rectangle) or sharpness (atan, sigmoid); its own default if not given."""
     reset: Literal["hard", "soft"] = "hard"
     """To 0, or by subtraction of the threshold."""
     detach_reset: bool = True
@@ -94,6 +96,7 @@ class ModelSettings:
         if self.neuron == "if" and self.decay_input:
             raise UsageError("model.decay_input: an IF neuron keeps everything, so it has no input gain; use 'lif'")
         within("model", "threshold", self.threshold, 0, math.inf, open_low=True)
+        within("model", "surrogate_shape", self.surrogate_shape, 0, math.inf, open_low=True)
         try:  # the model function shall get now what it gets when the run is loaded
             object.__setattr__(self, "options", json.loads(json.dumps(self.options)))
         except (TypeError, ValueError) as error:
@@ -170,7 +173,7 @@ class DistillSettings:
     """Virtual teacher: see `docs/distillation.md` for what each really does."""
     multiplier: float | None = None
     """Virtual teacher, convention `released`: factor of the loss (number of classes if not given)."""
-    decay: float = 0.99
+    decay: float = 0.999
     """Average teacher: share of the old average kept at each step."""
     keep: float = 0.5
     """Nested teacher: share of the student's connections."""
@@ -217,8 +220,8 @@ class TrainingSettings:
     """Share of the training in which the learning rate rises; a cosine to 0 follows."""
     loss: Literal["mean", "step", "tet"] = "mean"
     """Losses (the teacher's too) act on the mean logits or on each step; TET is Deng et al. 2022."""
-    tet: float = 0.05
-    """TET: weight of the regularising term."""
+    tet: float = 1e-3
+    """TET: weight of the regularising term (the published code's)."""
     clip: float | None = None
     """Largest norm of the masked gradient."""
     precision: Literal["fp32", "bf16"] = "fp32"

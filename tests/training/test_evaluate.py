@@ -74,11 +74,11 @@ def test_a_neuron_that_keeps_its_state_can_be_trained_afterwards():
     class Stateful(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.state = nn.Linear(3, 2), torch.zeros(1)
+            self.layer, self.state = nn.Linear(3, 2), torch.ones(2)
 
         def forward(self, x):
-            out = self.layer(x) * (1 + self.state.mean())
-            self.state = out.detach()
+            out = self.layer(x) * self.state
+            self.state = out.detach().mean(0)
             return out
 
     net = Stateful()

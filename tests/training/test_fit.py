@@ -184,7 +184,7 @@ def test_what_cannot_be_meant_is_refused_before_a_folder_is_made(tiny, theirs, t
         ({"distill.teacher": "weakest-step", "model.neuron": "relu"}, ShapeError, "StepTeacher"),
         ({"distill.teacher": "sparse", "distill.model": "tiny_vgg2"}, UsageError, "did you mean 'tiny_vgg'"),
         ({"distill.teacher": "sparse", "distill.density": 0.001}, UsageError, "one connection for each"),
-        ({"distill.teacher": "network", "distill.run": str(tmp_path / "no")}, RunError, "no run folder"),
+        ({"distill.teacher": "network", "distill.run": str(tmp_path / "no")}, RunError, "no finished run"),
     ]
     for change, error, message in cases:
         recipe = tiny(change)
@@ -233,8 +233,9 @@ def test_density_one_without_events_is_plain_training_to_the_bit(train, tiny):
     assert run.records("event") == []
 
 
-def test_a_teacher_of_weight_zero_is_no_teacher_to_the_bit(train, tiny, trained):
-    run = train(tiny({"distill.teacher": "virtual", "distill.weight": 0}))
+@pytest.mark.parametrize("teacher", ["virtual", "average", "previous", "nested"])
+def test_a_teacher_of_weight_zero_is_no_teacher_to_the_bit(train, tiny, trained, teacher):
+    run = train(tiny({"distill.teacher": teacher, "distill.weight": 0, "distill.label_weight": 0.5}))
     assert same(run.weights, trained.weights)
     assert run.result["mask_hash"] == trained.result["mask_hash"]
 
@@ -440,8 +441,8 @@ def test_a_network_that_diverges_in_its_last_step_is_no_result(theirs, tiny, tmp
         changes = {"training.epochs": 1, "topology.rule": "static", "data.validation": validation}
         recipe = without_options(tiny(changes), "breaking:breaks_late")
         with pytest.raises(TrainingError, match=rf"the loss .*{where}"):
-            fit_module.fit(recipe, tmp_path / where)
-        assert not (tmp_path / where / "result.json").exists()
+            fit_module.fit(recipe, tmp_path / f"run{validation}")
+        assert not (tmp_path / f"run{validation}" / "result.json").exists()
 
 
 # --- what a user brings -----------------------------------------------------------------------------------------------

@@ -89,6 +89,10 @@ def rewrite(folder, change):
     edit(folder, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def without(tensors, name):
+    return {key: tensor for key, tensor in tensors.items() if key != name}
+
+
 def edit(folder, **changes):
     path = folder / "last.json"
     manifest = {**json.loads(path.read_text()), **changes}
@@ -131,7 +135,9 @@ DAMAGES = {
     "no recipe": (lambda f: (f / "recipe.yaml").unlink(), "no recipe.yaml"),
     "recipe cut": (lambda f: (f / "recipe.yaml").write_text("model: {"), "recipe.yaml is damaged"),
     "recipe of a later version": (lambda f: recipe(f, "training", later=1), "recipe.yaml is damaged"),
-    "a tensor less": (lambda f: rewrite(f, lambda t: dict(list(t.items())[1:])), "does not fit"),
+    "a weight less": (lambda f: rewrite(f, lambda t: without(t, "model/features.0.weight")), "does not fit"),
+    "a mask less": (lambda f: rewrite(f, lambda t: without(t, "masks/features.0.weight")), "does not fit"),
+    "a history less": (lambda f: rewrite(f, lambda t: without(t, "ever/features.0.weight")), "does not fit"),
     "a strange tensor": (lambda f: rewrite(f, lambda t: {**t, "else/x": torch.ones(1)}), "does not fit"),
     "another shape": (
         lambda f: rewrite(f, lambda t: {**t, "model/classifier.2.bias": torch.ones(11)}),

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -89,6 +89,7 @@ def test_finished_knows_its_recipe(tmp_path):
 # --- maps of the wiring -----------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([(), (3,), (3, 3)]), st.integers(0, 9))
 def test_a_map_has_every_connection_in_one_place(rows, columns, kernel, seed):
     mask = torch.rand(rows, columns, *kernel, generator=torch.Generator().manual_seed(seed)) < 0.3

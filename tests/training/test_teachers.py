@@ -174,6 +174,42 @@ def test_a_student_that_cannot_be_meant_is_refused_before_its_teacher_is_trained
     assert not (tmp_path / "run").exists()
 
 
+# --- a user's own -----------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_may_be_the_users_own(theirs, train, tiny):
+    theirs(
+        "teaching",
+        """
+        import torch
+
+        class Contrarian:
+            updates = "step"
+            def __init__(self, model):
+                self.model, self.steps = model, []
+            def loss(self, logits, targets, *, inputs, temperature, over):
+                return -logits.square().mean() / temperature
+            def update(self, model, step):
+                assert model is self.model
+                self.steps.append(step)
+
+        def no_teacher(model):
+            return model
+        """,
+    )
+    run = train(tiny({"distill.teacher": "teaching:Contrarian", "distill.temperature": 2}))
+    assert run.result["teacher"] == {"kind": "teaching:Contrarian", "accuracy": None, "density": None, "seconds": 0.0}
+    assert run.parts.criterion.teacher.steps == list(range(1, 10))
+    assert all(record["train"]["distill_loss"] <= 0 for record in run.records("epoch"))
+    for name, message in (
+        ("no_teacher", "is no teacher"),
+        ("Contrarien", "did you mean 'Contrarian'"),
+        ("torch", "function"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            assemble(tiny({"distill.teacher": f"teaching:{name}"}))
+
+
 # --- any finished run -------------------------------------------------------------------------------------------------
 
 
