@@ -21,7 +21,7 @@ class Train:
     """Train a recipe: the name of a shipped one (`regraft list recipes`) or a YAML file.
 
     A file may hold several arms; settings given here apply to every arm that does not set them itself. What is
-    finished already is left as it is.
+    finished already is left as it is. `--model.options.KEY VALUE` gives the model function a further argument.
     """
 
     source: tyro.conf.Positional[str] = "digits"

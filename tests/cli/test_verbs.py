@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -124,7 +125,7 @@ def test_somebodys_own_module_is_found_where_the_user_stands(process, here):
 
 
 def test_a_network_without_spiking_neurons_goes_the_whole_way(regraft, here):
-    """The ANN twin, and a model with no neurons that we know: T is unknown then, and everything still has its figure."""
+    """The ANN twin, and a model with no neurons that we know: T is unknown then, and all still has its figure."""
     (here / "flat.py").write_text(
         "from torch import nn\ndef flat(*, classes, **_): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
     )
@@ -136,6 +137,19 @@ def test_a_network_without_spiking_neurons_goes_the_whole_way(regraft, here):
         assert said.code == 0, said.err
         assert result(here / "runs" / name)["synops"]["steps"] == 1
         assert regraft(f"eval runs/{name}").code == 0
+
+
+def test_a_terminal_shows_a_table_that_lives(regraft, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    said = regraft("train tiny.yaml")
+    assert said.code == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.out)
+    rows = [line.split() for line in shown.replace("\r", "\n").splitlines() if line.startswith("tiny")]
+    last = next(row for row in rows if "2/2" in row)
+    assert "0.5000" in last
+    assert last[-1] == "done"
+    assert "tiny: epoch" not in shown, "no plain lines beside the table"
 
 
 def test_warnings_are_one_line_each(regraft):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regraft import data
+from regraft.data import Form
 from regraft.data.registry import _held_out
 from regraft.errors import UsageError
 

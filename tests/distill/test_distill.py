@@ -200,3 +200,9 @@ def test_the_names_are_found_at_the_top():
     here = {name for name, home in regraft._HOME.items() if home == "regraft.distill"}
     assert len(here) == 8
     assert all(getattr(regraft, name) is getattr(regraft.distill, name) for name in here)
+
+
+@pytest.mark.parametrize("label", [7, -100])
+def test_targets_outside_the_classes_are_told(label):
+    with pytest.raises(ShapeError, match="K = 4 classes, 0 to 3"):
+        Distill()(torch.rand(8, 4), torch.full((8,), label))

@@ -282,3 +282,15 @@ def test_errors_say_what_is_wrong(call, error, text):
     with pytest.raises(error, match=text) as caught:
         call()
     assert isinstance(caught.value, RegraftError)
+
+
+def test_a_network_may_be_called_like_a_neuron():
+    def build(name: str) -> nn.Module:
+        kind = type(name, (nn.Sequential,), {})
+        torch.manual_seed(0)
+        return kind(nn.Linear(6, 5), LIF(steps=2, static=True), nn.Linear(5, 3), LIF(steps=2))
+
+    data = [(torch.randn(4, 6), torch.zeros(4))]
+    plain, named = (measure(build(name), data).to_dict() for name in ("Net", "SNN"))
+    assert plain == named
+    assert [row["name"] for row in named["firing"]] == ["1", "3"]

@@ -226,3 +226,27 @@ def test_a_parametrised_weight_is_left_out_aloud():
     with pytest.warns(UserWarning, match="the weight of '0' is computed from others"):
         topology = Topology(model, 0.5, "static")
     assert set(topology.masks) == {"1.weight"}
+
+
+def test_a_frozen_weight_is_left_alone_aloud_unless_named():
+    def model():
+        net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        net[0].weight.requires_grad_(False)
+        return net
+
+    net = model()
+    before = net[0].weight.clone()
+    with pytest.warns(UserWarning, match=r"0\.weight is frozen"):
+        topology = Topology(net, 0.5, "static")
+    assert set(topology.masks) == {"1.weight"}
+    assert torch.equal(net[0].weight, before)
+    with pytest.warns(UserWarning, match="frozen"):
+        assert set(Topology(model(), 0.5, "static", include=["0.weight"]).masks) == {"0.weight", "1.weight"}
+
+
+def test_old_style_weight_norm_is_left_out_aloud():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        layer = nn.utils.weight_norm(nn.Linear(4, 4))
+    with pytest.warns(UserWarning, match="'0' is computed from others"):
+        topology = Topology(nn.Sequential(layer, nn.Linear(4, 4)), 0.5, "static")
+    assert set(topology.masks) == {"1.weight"}

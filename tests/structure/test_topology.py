@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -359,3 +360,24 @@ def test_sharded_models_are_refused_by_name_also_inside_others(net):
 def test_a_wiring_that_cannot_change_needs_no_number_of_steps(net):
     assert Topology(net(), 1.0, "rigl").last_event == 0
     assert Topology(net(), 0.5, Rule("still", schedule=Schedule(zeta=0))).last_event == 0
+
+
+def test_numbers_of_numpy_are_numbers():
+    topology = Topology(nn.Linear(20, 10), np.float32(0.1), "set", steps=np.int64(100), every=np.int32(10))
+    assert (topology.connections, topology.every, topology.last_event) == (20, 10, 70)
+
+
+def test_what_is_no_rule_is_refused():
+    with pytest.raises(UsageError, match="rule is None"):
+        Topology(nn.Linear(4, 4), 0.5, None)  # pyright: ignore[reportArgumentType]
+
+
+def test_repr_is_one_line():
+    assert repr(Topology(nn.Linear(20, 10), 0.1, "static")) == (
+        "Topology('static', 20 of 200 connections, 0 events in 0 steps)"
+    )
+
+
+def test_equal_rows_say_which_density_they_took():
+    with pytest.warns(UserWarning, match=r"nearest density to 0\.12 is 0\.1"):
+        Topology(nn.Linear(20, 10), 0.12, Rule("r", scope=Scope("row", strict=True), schedule=Schedule(zeta=0)))

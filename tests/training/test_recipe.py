@@ -31,6 +31,7 @@ RANGES = {
     "model.steps": ([1, 1024], [0, 1025]),
     "model.decay": ([1e-6, 1], [0, 1.01, -0.5, math.nan]),
     "model.threshold": ([1e-6, 50.0], [0, -1, math.inf, math.nan]),
+    "model.surrogate_shape": ([0.5, 4, None], [0, -1, math.inf]),
     "topology.density": ([1e-6, 1], [0, 1.01, -0.1, math.nan]),
     "topology.every": ([1], [0, -5]),
     "topology.until": ([0.01, 1], [0, 1.5, math.nan]),
@@ -211,7 +212,7 @@ OTHERS = {
     "data": {"name": "standin", "batch": 65, "validation": 0.1, "split_seed": 1, "augment": False},
     "model": {
         "name": "vgg16", "steps": 5, "neuron": "if", "decay": 0.25, "threshold": 0.5, "surrogate": "atan",
-        "reset": "soft", "detach_reset": False, "decay_input": True, "options": {"a": 1},
+        "reset": "soft", "detach_reset": False, "decay_input": True, "surrogate_shape": 2, "options": {"a": 1},
     },
     "topology": {
         "density": 0.2, "rule": "set", "every": 10, "until": 0.5, "zeta": 0.1, "start_density": 0.5, "drop": "taylor",
