@@ -240,6 +240,9 @@ class Topology:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, and zero the weights at connections that do not exist.
 
+        The model's own weights may be loaded before or after; if before the `Topology` was made, nobody else (a
+        `DistributedDataParallel`, say) may have written to them since.
+
         Raises `StructureError` if the state is of other settings or of another model; nothing is changed then.
         """
         mine = self._settings()
@@ -262,16 +265,6 @@ class Topology:
         self.step = int(state["step"])
         self.events = [Event(**e) for e in state["events"]]
         self._clean()
-        old = sum(int((self._masks[name] & ~self._young[name]).sum()) for name in self._masks)
-        zeros = sum(
-            int(((p == 0) & self._masks[name] & ~self._young[name]).sum()) for name, p in self._parameters.items()
-        )
-        if self.step and zeros > old / 4:
-            warnings.warn(
-                f"{zeros:,} of {old:,} existing connections have weight 0: were the model's weights loaded before its "
-                f"Topology was made? Make it first, then load the weights, then the wiring",
-                stacklevel=2,
-            )
 
     # --- birth ------------------------------------------------------------------------------------------------------
 
