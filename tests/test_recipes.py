@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from regraft.report import find_runs
 from regraft.training import load_study, train_study
 from regraft.training.recipe import SHIPPED
+from regraft.training.study import with_teachers
 
 RECIPES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 STAND_IN = {"digits": "standin"}
@@ -27,3 +31,13 @@ def test_every_arm_trains_two_steps(name, tmp_path):
             run.section("topology")["density"] * run.result["connections"]["of"]
         )
         assert 0 <= run.result["accuracy"]["last"] <= 1
+
+
+RESULTS = sorted(Path(__file__).parent.parent.glob("results/digits_teachers/seed-*"))
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=[folder.name for folder in RESULTS])
+def test_committed_results_belong_to_the_shipped_recipe(folder):
+    study = with_teachers(load_study(folder.parent.name, {"seed": int(folder.name.removeprefix("seed-"))}))
+    found = {path.parent.name: json.loads(path.read_text())["recipe_hash"] for path in folder.glob("*/result.json")}
+    assert found == {name: recipe.hash for name, recipe in study.arms.items()}
