@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regraft.data.digits import digits
 from regraft.data.standin import standin
-from regraft.errors import UsageError
+from regraft.errors import RegraftError, UsageError
 from regraft.names import check_call, lookup
 
 DATA: dict[str, Callable[[str, int], Any]] = {"digits": digits, "standin": standin}
@@ -78,7 +78,7 @@ def load(name: str, *, validation: float = 0.2, seed: int = 0) -> Dataset:
     """
     make = lookup(name, DATA, "data set")
     check_call(make, f"data set {name!r}", "train", seed)
-    train, test = (_split(make(split, seed), name, split) for split in ("train", "test"))
+    train, test = (_split(_made(make, name, split, seed), name, split) for split in ("train", "test"))
     if train.x.shape[1:] != test.x.shape[1:]:
         raise UsageError(
             f"data set {name!r}: samples are {tuple(train.x.shape[1:])} in 'train' and {tuple(test.x.shape[1:])} "
@@ -92,6 +92,18 @@ def load(name: str, *, validation: float = 0.2, seed: int = 0) -> Dataset:
         test=test,
         classes=int(max(train.y.max(), test.y.max())) + 1,
     )
+
+
+def _made(make: Callable[[str, int], Any], name: str, split: str, seed: int) -> Any:
+    """What the source gives; a failure of somebody's own function is told in one line, with its cause behind it."""
+    try:
+        return make(split, seed)
+    except RegraftError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"data set {name!r}, {split!r}: its function failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _split(given: Any, name: str, split: str) -> Split:

@@ -200,3 +200,8 @@ def test_scikit_learn_is_an_extra_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'regraft\[digits\]'"):
         data.load("digits")
+
+
+def test_a_source_that_fails_is_told_in_one_line():
+    with pytest.raises(UsageError, match=r"data set 'os.path:join', 'train': its function failed: TypeError"):
+        data.load("os.path:join")
