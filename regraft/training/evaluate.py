@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from regraft.distill import cross_entropy, over_time
 from regraft.errors import SilentLayerWarning, UsageError
 from regraft.metrics import neuron_modules
+from regraft.metrics.observe import observing
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -37,23 +37,18 @@ def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     `forward(model, x)` gives the logits `[N, K]` or `[T, N, K]`; `model(x)` unless given.
     Raises `UsageError` if there is no sample.
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     loss = right = samples = 0.0
-    try:
-        # Not inference mode: neurons that keep a state could not be trained with it afterwards.
-        with torch.no_grad(), _rates(model) as rates:
-            for x, y in _on_device(model, batches):
-                logits = over_time(model(x) if forward is None else forward(model, x), "mean").float()
-                loss += float(cross_entropy(logits, y)) * len(y)
-                right += int((logits.argmax(dim=1) == y).sum())
-                samples += len(y)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    totals: dict[str, list[float]] = {}
+    with observing(model) as handles:
+        handles += _listen(model, totals)
+        for x, y in _on_device(model, batches):
+            logits = over_time(model(x) if forward is None else forward(model, x), "mean").float()
+            loss += float(cross_entropy(logits, y)) * len(y)
+            right += int((logits.argmax(dim=1) == y).sum())
+            samples += len(y)
     if not samples:
         raise UsageError("evaluate() got no samples: the loader is empty")
-    return Evaluation(loss / samples, right / samples, int(samples), {k: s / max(1, n) for k, (s, n) in rates.items()})
+    return Evaluation(loss / samples, right / samples, int(samples), {k: s / max(1, n) for k, (s, n) in totals.items()})
 
 
 def _on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -62,11 +57,8 @@ def _on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Ten
         yield x.to(device), y.to(device)
 
 
-@contextmanager
-def _rates(model: nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Sum and number of the outputs of each neuron layer, while the context lasts."""
-    totals: dict[str, list[float]] = {}
-    handles = []
+def _listen(model: nn.Module, totals: dict[str, list[float]]) -> Iterator[RemovableHandle]:
+    """Hooks that add up the sum and the number of the outputs of each neuron layer."""
     for name, module in neuron_modules(model).items():
 
         def hook(_module: nn.Module, _args: Any, out: Any, name: str = name) -> None:
@@ -75,12 +67,7 @@ def _rates(model: nn.Module) -> Iterator[dict[str, list[float]]]:
             total[0] += float(spikes.sum())
             total[1] += spikes.numel()
 
-        handles.append(module.register_forward_hook(hook))
-    try:
-        yield totals
-    finally:
-        for handle in handles:
-            handle.remove()
+        yield module.register_forward_hook(hook)
 
 
 def warn_of_silence(found: Evaluation | None, known: set[str]) -> None:
@@ -96,7 +83,6 @@ def warn_of_silence(found: Evaluation | None, known: set[str]) -> None:
     known |= silent
 
 
-@torch.no_grad()
 def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> None:
     """Set the statistics of normalisation to their plain average over `batches`; changes no weight.
 
@@ -110,18 +96,15 @@ def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = 
     first = next(waiting, None)
     if first is None:
         raise UsageError("reestimate() got no batch: the loader is empty")
-    modes = {m: m.training for m in model.modules()}
     momenta = {m: m.momentum for m in layers}
-    model.eval()
     try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # torch's word for a plain average
-            layer.train()
-        for x, _ in chain([first], waiting):
-            _ = model(x) if forward is None else forward(model, x)
+        with observing(model):
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # torch's word for a plain average
+                layer.train()
+            for x, _ in chain([first], waiting):
+                _ = model(x) if forward is None else forward(model, x)
     finally:
         for layer in layers:
             layer.momentum = momenta[layer]
-        for module, mode in modes.items():
-            module.training = mode
