@@ -38,6 +38,21 @@ class RunError(RegraftError, RuntimeError):
     """A run folder that is missing, damaged or of another version."""
 
 
+class Interrupted(RegraftError):
+    """Somebody asked a training to stop (`signal`: SIGINT or SIGTERM), and it has saved where it stands."""
+
+    def __init__(self, signal: int, message: str = "stopped") -> None:
+        super().__init__(message)
+        self.signal = signal
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return Interrupted, (self.signal, str(self))
+
+
+class DataError(RegraftError, RuntimeError):
+    """Files of a data set that are missing, damaged, or of another one."""
+
+
 class MissingExtraError(RegraftError, ImportError):
     """A feature whose optional dependency is not installed."""
 

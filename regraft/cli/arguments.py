@@ -25,7 +25,7 @@ def parse(kind: type[T], arguments: list[str], *, verb: str, example: str, defau
         print(example + "\n")
     said = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
-    config = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, args=arguments, prog=f"regraft {verb}", config=config, **options)

@@ -8,12 +8,15 @@ import sys
 import warnings
 from typing import Any
 
-from regraft.errors import RegraftError, UsageError, nearest
+from regraft.errors import Interrupted, RegraftError, UsageError, nearest
 
 VERBS = {
     "train": "train a recipe: a network, or a study of several",
     "eval": "evaluate a finished run on its test set",
     "report": "one table and one HTML page of finished runs",
+    "sweep": "train every combination of arms, settings and seeds",
+    "doctor": "what this machine has, what is missing, and a test of five seconds",
+    "data": "which data sets are there; checks, describes and shows one",
     "list": "what recipes, models, data sets, rules and teachers there are",
 }
 
@@ -26,10 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except RegraftError as error:
-        _say(str(error))
+        if not isinstance(error, UsageError) or os.environ.get("RANK", "0") == "0":  # all ranks would say the same
+            _say(str(error))
+        if isinstance(error, Interrupted):
+            return 128 + error.signal
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        _say("interrupted; epochs that were finished are saved")
+        _say("interrupted at once; a training goes on from its last checkpoint with the same command and --resume")
         return 130
     except BrokenPipeError:  # the reader of our output left: nothing to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

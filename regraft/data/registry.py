@@ -2,102 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regraft.data.digits import digits
+from regraft.data.augment import Augmentation
+from regraft.data.cifar import CIFAR10_FACTS, CIFAR100_FACTS, cifar10, cifar100
+from regraft.data.digits import DIGITS_FACTS, digits
+from regraft.data.gestures import GESTURES, SAMPLES, synthetic_gestures
+from regraft.data.nmnist import NMNIST_FACTS, nmnist
+from regraft.data.splits import Dataset, Facts, Split
 from regraft.data.standin import standin
 from regraft.errors import RegraftError, UsageError
 from regraft.names import check_call, lookup
 
-DATA: dict[str, Callable[[str, int], Any]] = {"digits": digits, "standin": standin}
+DATA: dict[str, Callable[..., Any]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "digits": digits,
+    "nmnist": nmnist,
+    "standin": standin,
+    "synthetic_gestures": synthetic_gestures,
+}
+FACTS: dict[str, Facts] = {
+    "cifar10": CIFAR10_FACTS,
+    "cifar100": CIFAR100_FACTS,
+    "digits": DIGITS_FACTS,
+    "nmnist": NMNIST_FACTS,
+    "standin": Facts(samples=(64, 64), shape=(1, 8, 8)),
+    "synthetic_gestures": Facts(
+        samples=(SAMPLES["train"], SAMPLES["test"]),
+        shape=(2, 32, 32),
+        classes=len(GESTURES),
+        names=tuple(GESTURES),
+        augmentation=Augmentation(roll=2),  # which arm moves is the class: no flip
+    ),
+}
 
 
-@dataclass(frozen=True)
-class Split:
-    """Samples `[N, C, H, W]` (images) or `[N, T, C, H, W]` (events), and labels `[N]` int64."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def to(self, device: torch.device | str) -> Split:
-        """The same on another device."""
-        return Split(self.x.to(device), self.y.to(device))
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a model has to know of data: K classes, C channels, H (samples are square), and whether they are static.
-
-    Static samples are images, the same at each time step; others are events, `[N, T, C, H, W]`.
-    """
-
-    classes: int
-    channels: int
-    size: int
-    static: bool
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Three splits."""
-
-    name: str
-    train: Split
-    valid: Split
-    test: Split
-    classes: int
-
-    def to(self, device: torch.device | str) -> Dataset:
-        """The same on another device."""
-        return replace(self, train=self.train.to(device), valid=self.valid.to(device), test=self.test.to(device))
-
-    @property
-    def form(self) -> Form:
-        """What a model has to know of the data."""
-        shape = self.train.x.shape
-        return Form(self.classes, shape[-3], shape[-2], static=len(shape) == 4)
-
-
-def load(name: str, *, validation: float = 0.2, seed: int = 0) -> Dataset:
+def load(
+    name: str,
+    *,
+    validation: float = 0.2,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    steps: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Dataset:
     """The data set, with `validation` of each class of its training set held out.
 
     A source is called with the split, `train` or `test`, and `seed`; it gives arrays or tensors `(x, y)`, or a
-    map-style Dataset of `(x, y)` pairs. Samples become float32, whatever they were; values are not rescaled.
+    map-style Dataset of `(x, y)` pairs. uint8 samples stay so until a batch is made of them, all others become float32;
+    values are not rescaled, but for the data sets that bring their own normalisation.
+
+    Args:
+        name: one of `DATA`, or `package.module:function`.
+        validation: share of each class.
+        seed: of the validation split, and of what the source draws.
+        folder: where data sets lie (REGRAFT_DATA of the environment, or `data`, if not given).
+        steps: T, for events. A source gets `folder` and `steps` if it has an argument of that name.
+        options: further arguments of the source.
 
     Raises:
-        UsageError: an unknown name, or a source whose samples and labels do not fit.
+        UsageError: an unknown name or option, or a source whose samples and labels do not fit.
+        DataError: files that are missing or damaged.
         MissingExtraError: the data set needs a library that is not installed.
     """
     make = lookup(name, DATA, "data set")
-    check_call(make, f"data set {name!r}", "train", seed)
-    train, test = (_split(_made(make, name, split, seed), name, split) for split in ("train", "test"))
+    further = {**_offered(make, {"folder": folder, "steps": steps}), **(options or {})}
+    check_call(make, f"data set {name!r}", "train", seed, **further)
+    train, test = (_split(_made(make, name, split, seed, further), name, split) for split in ("train", "test"))
     if train.x.shape[1:] != test.x.shape[1:]:
         raise UsageError(
             f"data set {name!r}: samples are {tuple(train.x.shape[1:])} in 'train' and {tuple(test.x.shape[1:])} "
             f"in 'test': give both the same shape"
         )
+    facts = FACTS.get(name, Facts())
     held = _held_out(train.y, validation, seed)
     return Dataset(
         name=name,
-        train=Split(train.x[~held], train.y[~held]),
-        valid=Split(train.x[held], train.y[held]),
-        test=test,
-        classes=int(max(train.y.max(), test.y.max())) + 1,
+        train=Split(train.x[~held], train.y[~held], facts.normal),
+        valid=Split(train.x[held], train.y[held], facts.normal),
+        test=Split(test.x, test.y, facts.normal),
+        classes=facts.classes or int(max(train.y.max(), test.y.max())) + 1,
+        augmentation=facts.augmentation or Augmentation(crop=max(1, train.x.shape[-1] // 8), fill="edge"),
+        names=facts.names,
     )
 
 
-def _made(make: Callable[[str, int], Any], name: str, split: str, seed: int) -> Any:
+def _offered(make: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the given arguments that the source has a name for."""
+    try:
+        known = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # no function, which `check_call` tells; some builtins
+        return {}
+    return {key: value for key, value in given.items() if value is not None and key in known}
+
+
+def _made(make: Callable[..., Any], name: str, split: str, seed: int, further: Mapping[str, Any]) -> Any:
     """What the source gives; a failure of somebody's own function is told in one line, with its cause behind it."""
     try:
-        return make(split, seed)
+        return make(split, seed, **further)
     except RegraftError:
         raise
     except Exception as error:
@@ -113,9 +122,10 @@ def _split(given: Any, name: str, split: str) -> Split:
             raise UsageError(f"{where}: it gave {type(given).__name__}: give (x, y) or a Dataset")
         given = _stacked(given, where)
     try:
-        x, y = torch.as_tensor(given[0]).float(), torch.as_tensor(given[1])
+        x, y = torch.as_tensor(given[0]), torch.as_tensor(given[1])
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{where}: samples and labels should be arrays or tensors ({error})") from error
+    x = x if x.dtype == torch.uint8 else x.float()
     if x.ndim not in (4, 5) or y.ndim != 1 or len(x) != len(y):
         raise UsageError(
             f"{where}: samples {tuple(x.shape)} and labels {tuple(y.shape)} do not fit: "

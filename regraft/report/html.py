@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from regraft.errors import RegraftError, UsageError, nearest
 from regraft.report.figures import embed, forest, page_data
 from regraft.report.headline import best_arms, caution, commands, sentences
 from regraft.report.runs import Run, labels
-from regraft.report.table import COLUMNS, Table
+from regraft.report.table import COLUMNS, Table, density, percent
 from regraft.report.verdicts import MINIMUM_SEEDS, Summary, Verdict, by_arm, compare, summary
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -47,7 +48,7 @@ def write_report(
     page = render(runs, baseline=baseline, confidence=confidence)
     # Written beside and moved over, so that a reader never opens half a page.
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(page, encoding="utf-8", errors="replace")  # a damaged name may hold half a surrogate pair
     os.replace(partial, path)
     return path
 
@@ -63,10 +64,7 @@ def render(runs: Sequence[Run], *, baseline: str | None = None, confidence: floa
         series["colour"] = colour
     judged = _verdicts(runs, baseline, confidence)
     data["forest"] = judged.pop("forest")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html").render(
+    return _template().render(
         title=_title(runs),
         lede=[*sentences(runs, best)],
         caution=caution(runs),
@@ -79,6 +77,10 @@ def render(runs: Sequence[Run], *, baseline: str | None = None, confidence: floa
             for cells, colour, row in zip(table.cells(), colours, table.rows, strict=True)
         ],
         neurons=_neurons(runs),
+        bytes=_bytes(runs),
+        agreements=_agreements(runs, colours),
+        mapped=any(own["maps"] for own in data["runs"]),
+        missing=_missing(runs, data["runs"]),
         heads=heads,
         differences=differences,
         details=[*_details(runs)],
@@ -88,11 +90,21 @@ def render(runs: Sequence[Run], *, baseline: str | None = None, confidence: floa
         css=_file("report.css"),
         charts=_file("charts.js"),
         js=_file("report.js"),
+        layers=_file("layers.js"),
         wiring=_file("wiring.js"),
         **judged,
     )
 
 
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html")
+
+
+@cache
 def _file(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
@@ -117,6 +129,88 @@ def _neurons(runs: list[Run]) -> list[list[str]]:
         if counts:
             rows.append([label, *(_count(counts.get(key)) for key in ("of", "removable", "constant", "silent"))])
     return rows
+
+
+def _bytes(runs: list[Run]) -> list[list[str]]:
+    """What the parameters take, dense and without absent connections; runs that know it."""
+    kinds = ("dense", "rows", "bits")
+    return [
+        [label, *(_size(run.result["bytes"], kind) for kind in kinds)]
+        for run, label in zip(runs, labels(runs), strict=True)
+        if run.result and run.result.get("bytes")
+    ]
+
+
+def _size(sizes: Mapping[str, int], kind: str) -> str:
+    share = f" ({density(sizes[kind] / sizes['dense'])} %)" if kind != "dense" and sizes["dense"] else ""
+    return f"{_count(sizes[kind])}{share}"
+
+
+def _agreements(runs: list[Run], colours: list[int]) -> list[dict[str, Any]]:
+    """Student and teacher on the test set, of runs whose teacher is a network."""
+    rows = []
+    for run, label, colour in zip(runs, labels(runs), colours, strict=True):
+        shares = (run.result or {}).get("agreement")
+        if run.result and shares:
+            kinds = ("both", "student", "teacher", "neither")
+            rows.append(
+                {
+                    "label": label,
+                    "colour": colour,
+                    "kind": str((run.result.get("teacher") or {}).get("kind") or "–"),
+                    "same": percent(shares["same"], run.result["test_samples"]),
+                    "parts": [(kind, f"{100 * shares[kind]:.2f}") for kind in kinds[:3]],
+                    "cells": [percent(shares[kind], run.result["test_samples"]) for kind in kinds],
+                }
+            )
+    return rows
+
+
+def _missing(runs: list[Run], series: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What each section cannot show because a run folder lacks it; nothing is left out without a word."""
+    first = [run.name for run in runs]
+    firsts = [
+        (run, own)
+        for index, (run, own) in enumerate(zip(runs, series, strict=True))
+        if first.index(run.name) == index and own["close"]
+    ]
+
+    def lack(what: str, why: str, lacks: Callable[[Run, dict[str, Any]], bool]) -> list[str]:
+        names = [own["label"] for run, own in firsts if lacks(run, own)]
+        return [f"No {what} of {', '.join(names)}: {why}."] if names else []
+
+    return {
+        "wiring": [
+            *lack("wiring maps", "no wiring.safetensors", lambda run, own: bool(run.layers) and not own["maps"]),
+            *lack(
+                "receptive fields",
+                "no weights of birth in wiring.safetensors, or no last.safetensors",
+                lambda run, own: bool(run.layers) and not own["fields"],
+            ),
+            *lack("degrees", "no last.safetensors", lambda run, own: bool(run.layers) and not own["degrees"]),
+        ],
+        "structure": lack(
+            "survival of the first connections",
+            "the log does not tell it",
+            lambda run, own: any(event.get("survival") is None for event in run.events),
+        ),
+        "activity": lack("spikes", "no activity.safetensors", lambda run, own: run.finished and not own["raster"]),
+        "cost": lack(
+            "way from dense",
+            "its result.json does not tell it",
+            lambda run, own: run.result is not None and not run.result["synops"].get("dense"),
+        )
+        + lack(
+            "size",
+            "its result.json does not tell it",
+            lambda run, own: run.result is not None and not run.result.get("bytes"),
+        ),
+        "calibration": lack(
+            "calibration",
+            "its result.json does not tell it",
+            lambda run, own: run.result is not None and not (run.result.get("calibration") or {}).get("student"),
+        ),
+    }
 
 
 def _count(value: int | None) -> str:

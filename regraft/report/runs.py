@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from regraft.errors import RunError
+from regraft.report.schema import LAYER, LOG, RESULT, Check, lacking, whole
 
 FORMAT = 1
 """The version of `result.json` that this module reads."""
 
-_RESULT = (
-    "name", "seed", "command", "accuracy.last", "accuracy.selected", "accuracy.selected_epoch", "test_samples",
-    "connections.existing", "connections.of", "density.connections",
-    "density.parameters", "density.operations", "synops.acs", "synops.macs", "synops.macs_repeated", "synops.steps",
-    "energy.joule", "energy.mac_pj", "energy.ac_pj", "seconds.train",
-)  # fmt: skip
-_WORDS = ("name", "command")
-_LOG = {
-    "birth": ("layers", "density"),
-    "epoch": ("epoch", "step", "train.loss", "train.accuracy"),
-    "event": ("step", "dropped", "grown", "connections", "density"),
-}
-_LOG_MAPPINGS = ("layers", "dropped", "grown", "connections")
+MOST_SETTINGS = 10_000
+
+MAPS = 64
+"""Rows and columns that a map of `wiring.safetensors` has at most."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +75,12 @@ def read_run(folder: Path | str) -> Run:
     text = _text(path)
     try:
         recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise _damaged(path, f"it is not YAML ({_first_line(error)})") from None
+    except Exception as error:  # whatever Python raises gets out of PyYAML: '!!timestamp x' is an AttributeError
+        raise damaged(path, f"it is not YAML ({_first_line(error)})") from None
     if not isinstance(recipe, dict):
-        raise _damaged(path, "it does not hold a mapping")
+        raise damaged(path, "it does not hold a mapping")
+    if _size(recipe) > MOST_SETTINGS:
+        raise damaged(path, f"it holds more than {MOST_SETTINGS:,} values")
     result = _result(folder / "result.json")
     log = _log(folder / "log.jsonl", finished=result is not None)
     births = [record for record in log if record["kind"] == "birth"]
@@ -159,22 +153,31 @@ def read_wiring(run: Run) -> dict[str, dict[int, np.ndarray]]:
     path = run.folder / "wiring.safetensors"
     if not path.is_file():
         return {}
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, f"it is not a safetensors file ({_first_line(error)})") from None
+    arrays = read_arrays(path, lambda key: not key.startswith("birth/"))
     maps: dict[str, dict[int, np.ndarray]] = {}
     for key in sorted(arrays):
         step, slash, layer = key.partition("/")
         value = arrays[key]
-        if not (slash and step.isdigit() and value.ndim == 2 and value.size and value.dtype.kind in "iu"):
-            raise _damaged(path, f"the entry {key!r} is not a map of integers named 'step/layer'")
+        if not (slash and re.fullmatch("[0-9]{1,15}", step) and value.ndim == 2 and value.dtype.kind in "iu"):
+            raise damaged(path, f"the entry {key!r} is not a map of integers named 'step/layer'")
+        if not (value.size and max(value.shape) <= MAPS and value.min() >= 0 and value.max() < 2**31):
+            raise damaged(path, f"the entry {key!r} is no map of counts of at most {MAPS} x {MAPS}")
         known = maps.setdefault(layer, {})
         if any(other.shape != value.shape for other in known.values()):
-            raise _damaged(path, f"the layer {layer!r} changes its shape at step {int(step)}")
+            raise damaged(path, f"the layer {layer!r} changes its shape at step {int(step)}")
         known[int(step)] = value
     order = dict.fromkeys([*run.layers, *maps])
     return {name: maps[name] for name in order if name in maps}
+
+
+def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file whose key is wanted. Raises `RunError` if it is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # What a header may claim (types that numpy lacks among it) is as varied as what is raised for it.
+        raise damaged(path, f"it is not a safetensors file ({_first_line(error)})") from None
 
 
 def _result(path: Path) -> dict[str, Any] | None:
@@ -183,11 +186,10 @@ def _result(path: Path) -> dict[str, Any] | None:
     result = _json(path)
     if result.get("format") != FORMAT:
         raise RunError(
-            f"{path} has format {result.get('format')!r}, this regraft reads format {FORMAT}. "
+            f"{path} has format {str(result.get('format'))[:40]}, this regraft reads format {FORMAT}. "
             f"Read it with the version of regraft that wrote it (environment.json names it), or train it again"
         )
-    for key in _RESULT:
-        _require(path, result, key, number=key not in _WORDS)
+    _check(path, result, RESULT)
     return result
 
 
@@ -196,53 +198,31 @@ def _log(path: Path, *, finished: bool) -> list[dict[str, Any]]:
         if finished:
             raise RunError(f"{path} is missing from a finished run. Restore it from a copy, or train the run again")
         return []
-    lines = _text(path).splitlines()
+    lines = _text(path).split("\n")
+    lines = lines[:-1] if not lines[-1] else lines
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             # A run that is being written, or that was killed, may end in half a line: that is no damage.
             if number == len(lines) and not finished:
                 break
-            raise _damaged(path, f"line {number} is not JSON") from None
+            raise damaged(path, f"line {number} is not JSON") from None
         if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise _damaged(path, f"line {number} is not a record with a 'kind'")
-        for key in _LOG.get(record["kind"], ()):
-            if key in _LOG_MAPPINGS:
-                _require(path, record, key, line=number, number=False, mapping=True)
-            else:
-                _require(path, record, key, line=number)
+            raise damaged(path, f"line {number} is not a record with a 'kind'")
+        _check(path, record, LOG.get(record["kind"], {}), f"line {number}")
         if record["kind"] == "birth":
             for layer, counts in record["layers"].items():
-                for key in ("connections", "of"):
-                    _require(path, counts, key, line=number, of=f"layer {layer!r}")
-        if record["kind"] == "epoch" and record.get("valid"):  # null where no validation split was asked for
-            for key in ("valid.loss", "valid.accuracy"):
-                _require(path, record, key, line=number)
+                _check(path, counts, LAYER, f"layer {layer!r} of line {number}")
         records.append(record)
     return records
 
 
-def _require(
-    path: Path,
-    record: Any,
-    key: str,
-    *,
-    line: int | None = None,
-    of: str = "",
-    number: bool = True,
-    mapping: bool = False,
-) -> None:
-    """Check that the dotted `key` is there; numbers may be NaN (a diverged run is still a run), but not null."""
-    value = record
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    good = isinstance(value, dict) if mapping else isinstance(value, int | float) if number else isinstance(value, str)
-    if not good:
-        where = " of ".join(part for part in (of, f"line {line}" if line else "") if part)
-        kind = "mapping" if mapping else "number" if number else "text"
-        raise _damaged(path, f"{where or 'it'} lacks {key!r} (a {kind})")
+def _check(path: Path, record: Any, fields: Mapping[str, Check], where: str = "it") -> None:
+    lacks = lacking(record, fields)
+    if lacks:
+        raise damaged(path, f"{where} lacks {lacks}")
 
 
 def _listed_arms(path: Path) -> list[str]:
@@ -250,17 +230,17 @@ def _listed_arms(path: Path) -> list[str]:
         return []
     arms = _json(path).get("arms", [])
     if not isinstance(arms, list | dict):
-        raise _damaged(path, "its 'arms' is not a list of names")
+        raise damaged(path, "its 'arms' is not a list of names")
     return [str(arm) for arm in arms]
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_text(path))
-    except ValueError:
-        raise _damaged(path, "it is not JSON") from None
+    except (ValueError, RecursionError):
+        raise damaged(path, "it is not JSON") from None
     if not isinstance(value, dict):
-        raise _damaged(path, "it does not hold an object")
+        raise damaged(path, "it does not hold an object")
     return value
 
 
@@ -268,20 +248,33 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise _damaged(path, "it is not text in UTF-8") from None
+        raise damaged(path, "it is not text in UTF-8") from None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}. Check its permissions") from None
 
 
 def _whole(path: Path, value: Any) -> int:
-    if not isinstance(value, int):
-        raise _damaged(path, f"its seed is {value!r}, not a whole number")
+    if not whole(value):
+        raise damaged(path, f"its seed is {str(value)[:40]}, not a whole number")
     return value
 
 
+def _size(value: Any, left: int = 10_001, depth: int = 0) -> int:
+    """Values in a nested one, counted up to `left`: a few aliases of YAML can stand for more than memory holds."""
+    if not isinstance(value, dict | list | tuple | set) or depth > 50:
+        return 1 if depth <= 50 else left
+    count = 1
+    for item in value.values() if isinstance(value, dict) else value:
+        if count >= left:
+            break
+        count += _size(item, left - count, depth + 1)
+    return count
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0][:200]
 
 
-def _damaged(path: Path, what: str) -> RunError:
+def damaged(path: Path, what: str) -> RunError:
+    """The one error for a file of a run folder that is not what training wrote."""
     return RunError(f"{path} is damaged: {what}. Restore it from a copy, or train the run again")

@@ -44,11 +44,21 @@ def device_of(recipe: Recipe) -> torch.device:
 
 
 def dataset_of(recipe: Recipe) -> datasets.Dataset:
-    """The recipe's data, on its device."""
-    loaded = datasets.load(recipe.data.name, validation=recipe.data.validation, seed=recipe.data.split_seed)
-    if recipe.data.batch > len(loaded.train):
-        raise UsageError(f"data.batch is {recipe.data.batch}, but there are {len(loaded.train)} training samples")
+    """The recipe's data, on its device; events in `model.steps` frames."""
+    d = recipe.data
+    loaded = datasets.load(
+        d.name, validation=d.validation, seed=d.split_seed, folder=d.folder, steps=recipe.model.steps, options=d.options
+    )
+    if d.batch > len(loaded.train):
+        raise UsageError(f"data.batch is {d.batch}, but there are {len(loaded.train)} training samples")
+    if d.cutout > loaded.form.size:
+        raise UsageError(f"data.cutout is {d.cutout}, but samples are {loaded.form.size} pixels wide")
     return loaded.to(device_of(recipe))
+
+
+def augmentation_of(recipe: Recipe, data: datasets.Dataset) -> datasets.Augmentation | None:
+    """How the recipe varies the training samples of this data: as the data set says, and by its own cutout."""
+    return replace(data.augmentation, cutout=recipe.data.cutout) if recipe.data.augment else None
 
 
 def neuron_of(recipe: Recipe) -> Any:

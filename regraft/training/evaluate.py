@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -70,9 +70,9 @@ def _listen(model: nn.Module, totals: dict[str, list[float]]) -> Iterator[Remova
         yield module.register_forward_hook(hook)
 
 
-def warn_of_silence(found: Evaluation | None, known: set[str]) -> None:
-    """Warn, once for each layer (`known`), of neurons that never fired on the validation split, and what to do."""
-    silent = {name for name, rate in (found.rates if found else {}).items() if rate == 0} - known
+def warn_of_silence(found: Evaluation | None, known: Sequence[str]) -> list[str]:
+    """Warn of layers that never fired on the validation split, once for each; returns all that were warned of."""
+    silent = {name for name, rate in (found.rates if found else {}).items() if rate == 0}.difference(known)
     for name in sorted(silent):
         warnings.warn(
             f"layer {name} never fired on the validation split, so no gradient passes it: lower model.threshold, "
@@ -80,7 +80,7 @@ def warn_of_silence(found: Evaluation | None, known: set[str]) -> None:
             SilentLayerWarning,
             stacklevel=3,
         )
-    known |= silent
+    return sorted(silent.union(known))
 
 
 def reestimate(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> None:

@@ -23,6 +23,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _settle(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}. What was saved before is untouched") from None
     finally:
@@ -33,3 +34,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """The value as indented JSON, by `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _settle(folder: Path) -> None:
+    """Make renames in `folder` last through a loss of power; not every system can open a folder, and none needs it
+    for a crash of the process alone."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import math
+import shutil
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from regraft.data import plain_batches, training_batches
 from regraft.distill import over_time
-from regraft.errors import TrainingError
-from regraft.training.build import Parts, assemble, check, device_of, teacher_recipe
+from regraft.errors import Interrupted, TrainingError
+from regraft.training.build import Parts, assemble, augmentation_of, check, device_of, teacher_recipe
+from regraft.training.checkpoint import FOLDER as CHECKPOINTS
+from regraft.training.checkpoint import newest_checkpoint, save_checkpoint
 from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
 from regraft.training.load import load, save
+from regraft.training.ranks import Ranks, joined, weighted
 from regraft.training.recipe import Recipe
 from regraft.training.result import finish, trained_teacher
-from regraft.training.run import RunFolder, finished, refuse_finished
+from regraft.training.run import RunFolder, finished, frames, held, refuse_another, refuse_finished, refuse_unfinished
+from regraft.training.state import Position, capture, restore, same_threads
+from regraft.training.stopping import Stop
 
 Watch = Callable[[dict[str, Any]], None]
 REESTIMATE = 50  # batches at most
+EVALUATE = 256  # samples in a batch
 
 
 def fit(
@@ -32,6 +43,8 @@ def fit(
     folder: str | Path | None = None,
     *,
     teacher_run: str | Path | None = None,
+    resume: bool = False,
+    save_every: float = 120.0,
     watch: Watch = lambda record: None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -40,7 +53,13 @@ def fit(
     Where the recipe asks for a `sparse` or `undertrained` teacher, that one is trained first, into `folder/teacher`,
     unless it is finished there already or `teacher_run` names its run.
 
+    Ctrl-C and SIGTERM end it after the step at hand, which is saved. Whatever ended a run, `resume` goes on with it
+    to the same bits, on the same machine with the same number of threads. Under `torchrun` several processes train
+    one network, each on its share of every batch, and the first one writes.
+
     Args:
+        resume: go on with the unfinished run of this recipe in `folder`; start if there is none.
+        save_every: seconds of training from one checkpoint to the next; each epoch ends with one too.
         watch: is called with each record of the log as it is written.
         command: what to print as the way to reproduce this run.
 
@@ -49,76 +68,213 @@ def fit(
 
     Raises:
         UsageError, ShapeError, StructureError: whatever cannot be meant or does not fit, before the folder is made.
-        RunError: the folder holds a finished run, or cannot be written.
-        TrainingError: the loss is not finite; what was saved stays.
+        RunError: the folder holds a finished run, an unfinished one (without `resume`), or a damaged one, is in use by
+            another process, or cannot be written.
+        TrainingError: the loss is not finite, or another process of the run has ended; what was saved stays.
+        Interrupted: a signal came; what was saved stays.
     """
     folder = Path(folder or Path("runs") / recipe.name)
-    refuse_finished(folder)
-    parts, teacher_run = _with_teacher(recipe, folder, teacher_run, watch)
-    run = RunFolder.begin(folder, recipe)
-    model, topology, criterion, data = parts.model, parts.topology, parts.criterion, parts.data
-    optimizer, settings = parts.optimizer, recipe.training
-    device = device_of(recipe)
-    bf16 = settings.precision == "bf16"
-    clock = _Clock()
+    with joined() as ranks:
+        ranks.first_does(partial(_may_use, folder, recipe, resume))
+        parts, teacher_run = _with_teacher(recipe, folder, teacher_run, resume, save_every, watch, ranks)
+        with held(folder) if ranks.first else nullcontext():
+            run = RunFolder(folder, writes=ranks.first)
+            training = _Training(recipe, parts, run, ranks, save_every, watch)
+            try:
+                with Stop() as stop:
+                    training.begin_or_go_on(resume)
+                    while training.at.epoch <= training.epochs:
+                        training.epoch(stop)
+                        with stop.saved():
+                            training.close_epoch()
+                    with stop.saved():
+                        result = training.finish(teacher_run, command)
+            except Interrupted as interrupted:
+                raise training.stopped(interrupted.signal, command) from None
+            return result
 
-    def log(record: dict[str, Any]) -> None:
-        run.log(record)
-        watch({"run": recipe.name, **record})
 
-    log(_birth(parts))
-    run.map(0, dict(topology.masks))
-    step, best, logged, silent, valid = 0, -1.0, 0, set[str](), None
-    for epoch in range(1, (settings.stop or settings.epochs) + 1):
-        model.train()
-        sums = _Sums()
+class _Training:
+    """The loop's state: the parts of a training and where it stands."""
+
+    def __init__(
+        self, recipe: Recipe, parts: Parts, run: RunFolder, ranks: Ranks, save_every: float, watch: Watch
+    ) -> None:
+        self.recipe, self.parts, self.run, self.ranks, self.watch = recipe, parts, run, ranks, watch
+        self.epochs = recipe.training.stop or recipe.training.epochs
+        self.at = Position()
+        self.valid: Evaluation | None = None
+        self._sums = _Sums()
+        self._clock = _Clock(save_every)
+        self._saved = -1  # step of the last checkpoint
+        self._augment = augmentation_of(recipe, parts.data)
+        self._born = {name: mask.clone() for name, mask in parts.topology.masks.items()}
+        self._frames = frames(parts.topology.every, parts.topology.last_event)
+
+    def begin_or_go_on(self, resume: bool) -> None:
+        """Start the run folder, or read the newest checkpoint."""
+        parts, run = self.parts, self.run
+        self.ranks.seed_apart(self.recipe.seed)
+        checkpoint = self.ranks.first_does(partial(newest_checkpoint, run.path)) if resume else None
+        if checkpoint is None:
+            self.ranks.first_does(partial(run.begin, self.recipe))
+            first = next(iter(parts.topology.masks))
+            run.born(first, parts.model.get_parameter(first))
+            run.map(0, dict(parts.topology.masks))
+            self._log(_birth(parts))
+        else:
+            same_threads(checkpoint[1])
+            self.at, self._sums.rows = restore(parts, *checkpoint, self.ranks)
+            self._clock.seconds = self.at.seconds
+            self.ranks.first_does(partial(run.go_on, self.at.step, self.at.log_bytes))
+            self._tell({"kind": "resume", "epoch": self.at.epoch, "step": self.at.step})
+        self._network = self.ranks.wrap(parts.model)
+
+    def epoch(self, stop: Stop) -> None:
+        """Train from where it stands to the end of the epoch. Raises `Interrupted` once a step is done and saved."""
+        parts, at, settings = self.parts, self.at, self.recipe.training
+        network, topology, criterion, optimizer = self._network, parts.topology, parts.criterion, parts.optimizer
+        device = device_of(self.recipe)
         batches = training_batches(
-            data.train, recipe.data.batch, seed=recipe.seed, epoch=epoch, augment=recipe.data.augment
+            parts.data.train,
+            self.recipe.data.batch,
+            seed=self.recipe.seed,
+            epoch=at.epoch,
+            augment=self._augment,
+            start=at.index,
+            part=(self.ranks.rank, self.ranks.world),
         )
-        with clock:
+        network.train()
+        with self._clock:
             for x, y in batches:
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = model(x)
+                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    logits = network(x)
                     loss = criterion(logits, y, inputs=x)
-                if not bool(loss.isfinite()):
-                    raise _diverged(float(loss.detach()), f"step {step + 1} (epoch {epoch}) of {folder}", epoch - 1)
+                diverged, stopping, due = self.ranks.any(
+                    not bool(loss.isfinite()), stop.asked is not None, self._clock.due
+                )
+                if diverged:
+                    raise self._diverged(float(loss.detach()), f"step {at.step + 1} (epoch {at.epoch})")
                 loss.backward()
                 topology.mask_gradients()
                 if settings.clip is not None:
-                    clip_grad_norm_(model.parameters(), settings.clip)
+                    clip_grad_norm_(network.parameters(), settings.clip)
                 optimizer.step()
                 parts.schedule.step()
                 optimizer.zero_grad()
-                step += 1
-                criterion.update(model, step)
-                sums.add(loss, logits, y, criterion.parts)
-                if len(topology.events) > logged:
-                    logged = len(topology.events)
-                    log(_event(parts))
-                    run.map(step, dict(topology.masks))
-        last = epoch == (settings.stop or settings.epochs)
+                at.step, at.index = at.step + 1, at.index + 1
+                criterion.update(parts.model, at.step)
+                self._sums.add(loss, logits, y, criterion.parts)
+                if topology.events and topology.events[-1].step == at.step:
+                    self._log(_event(parts, self._born))
+                    if at.step in self._frames:
+                        self.run.map(at.step, dict(topology.masks))
+                if stopping or due:
+                    self.save()
+                if stopping:
+                    raise Interrupted(stop.asked or signal.SIGTERM)
+        if self._saved != at.step:
+            self.save()
+
+    def close_epoch(self) -> None:
+        """Evaluate on the validation split, log, and write the network as it is."""
+        parts, at, recipe, ranks = self.parts, self.at, self.recipe, self.ranks
+        last = at.epoch == self.epochs
+        ranks.align(parts.model)
+        if last and ranks.first:
+            batch = recipe.data.batch
+            again = training_batches(parts.data.train, batch, seed=recipe.seed, epoch=at.epoch, augment=None)
+            reestimate(parts.model, islice(again, REESTIMATE))
         if last:
-            again = training_batches(data.train, recipe.data.batch, seed=recipe.seed, epoch=epoch, augment=False)
-            reestimate(model, islice(again, REESTIMATE))
-        valid = evaluate(model, plain_batches(data.valid, 256)) if len(data.valid) else None
-        if valid and not math.isfinite(valid.loss):
-            raise _diverged(valid.loss, f"the validation after epoch {epoch} of {folder}", epoch - 1)
-        log(_epoch(epoch, step, clock.seconds, parts, sums.means(), valid))
-        warn_of_silence(valid, silent)
-        manifest = {"epoch": epoch, "step": step, "steps": parts.steps, "recipe_hash": recipe.hash}
-        manifest["data"] = asdict(data.form)
-        save(folder / "last.safetensors", model, topology, manifest)
+            ranks.align(parts.model)
+        self.valid = self._validate()
+        if self.valid and not math.isfinite(self.valid.loss):
+            raise self._diverged(self.valid.loss, f"the validation after epoch {at.epoch}")
+        self._log(_epoch(at, parts, self._sums.means(ranks), self.valid))
+        if ranks.first:
+            at.silent = warn_of_silence(self.valid, at.silent)
+        manifest = {"epoch": at.epoch, "step": at.step, "steps": parts.steps, "recipe_hash": recipe.hash}
+        manifest["data"] = asdict(parts.data.form)
         # An epoch counts only once the wiring is final: a denser network's accuracy would stand beside its price.
-        reached = valid.accuracy if valid else 0.0
-        if (reached >= best and step >= topology.last_event) or (last and best < 0):
-            best = reached
-            save(folder / "best.safetensors", model, topology, manifest)
-        run.write_maps()
-    return finish(run, recipe, parts, clock.seconds, valid, teacher_run, command)
+        reached = self.valid.accuracy if self.valid else 0.0
+        chosen = (reached >= at.best and at.step >= parts.topology.last_event) or (last and at.best < 0)
+        for name in ["last", *["best"] * chosen] if ranks.first else []:
+            save(self.run.path / f"{name}.safetensors", parts.model, parts.topology, manifest)
+        at.best = reached if chosen else at.best
+        self.run.write_maps()
+        self._sums = _Sums()
+        at.epoch, at.index = at.epoch + 1, 0
+
+    def finish(self, teacher_run: Path | None, command: str | None) -> dict[str, Any]:
+        """Measure, write the result, and let go of what only a resume needed."""
+        recipe, parts, seconds = self.recipe, self.parts, self._clock.seconds
+        result = self.ranks.first_does(
+            lambda: finish(self.run, recipe, parts, seconds, self.valid, teacher_run, command)
+        )
+        if self.ranks.first:
+            shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
+        return result
+
+    def save(self) -> None:
+        """A checkpoint of where it stands."""
+        self.run.write_maps()
+        self.at.seconds, self.at.log_bytes = self._clock.seconds, self.run.log_bytes()
+        tensors, manifest = capture(self.parts, self.at, self._sums.rows, self.ranks)
+        if self.run.writes:
+            save_checkpoint(self.run.path, self.at.step, tensors, {"recipe_hash": self.recipe.hash, **manifest})
+        self._saved = self.at.step
+        self._clock.begin_wait()
+
+    def stopped(self, number: int, command: str | None) -> Interrupted:
+        """What to say when a signal has ended the run."""
+        by = signal.Signals(number).name
+        go_on = "fit(..., resume=True)" if command is None else f"{command.removesuffix(' --resume')} --resume"
+        step = f"step {self.at.step} of {self.parts.steps}"
+        return Interrupted(number, f"{self.run.path} stopped by {by} at {step}, which is saved. Go on with: {go_on}")
+
+    def _validate(self) -> Evaluation | None:
+        """The validation split, each rank on its share of the batches."""
+        ranks, split = self.ranks, self.parts.data.valid
+        if not len(split):
+            return None
+        own = None
+        if ranks.rank * EVALUATE < len(split):
+            own = evaluate(self.parts.model, plain_batches(split, EVALUATE, part=(ranks.rank, ranks.world)))
+        return combined([found for found in ranks.gather(own) if found is not None])
+
+    def _diverged(self, loss: float, where: str) -> TrainingError:
+        done = self.at.epoch - 1
+        kept = f"Epoch {done} is saved" if done else "No epoch was finished yet"
+        return TrainingError(
+            f"the loss is {loss} at {where} of {self.run.path}: lower training.lr or set training.clip. {kept}"
+        )
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self.run.log(record)
+        self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        if self.ranks.first:
+            self.watch({"run": self.recipe.name, **record})
+
+
+def _may_use(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Whether this run may be trained in `folder`. Raises `RunError` or `UsageError`."""
+    refuse_finished(folder)
+    if resume:
+        refuse_another(folder, recipe)
+    else:
+        refuse_unfinished(folder)
 
 
 def _with_teacher(
-    recipe: Recipe, folder: Path, teacher_run: str | Path | None, watch: Watch
+    recipe: Recipe,
+    folder: Path,
+    teacher_run: str | Path | None,
+    resume: bool,
+    save_every: float,
+    watch: Watch,
+    ranks: Ranks,
 ) -> tuple[Parts, Path | None]:
     """The parts of the training, and the run of its trained teacher, which is trained now where there is none."""
     first = teacher_recipe(recipe)
@@ -127,8 +283,8 @@ def _with_teacher(
     elif first is not None and teacher_run is None:
         check(recipe)  # whatever cannot be meant shall show before minutes of training
         teacher_run = folder / "teacher"
-        if not finished(teacher_run, first):
-            fit(first, teacher_run, watch=watch)
+        if not ranks.first_does(partial(finished, teacher_run, first)):
+            fit(first, teacher_run, resume=resume, save_every=save_every, watch=watch)
     if teacher_run is None:
         return assemble(recipe), None
     trained_teacher(Path(teacher_run))  # it will stand beside the student: what is missing there shall show now
@@ -136,37 +292,68 @@ def _with_teacher(
     return assemble(recipe, teacher), Path(teacher_run)
 
 
-def _diverged(loss: float, where: str, saved: int) -> TrainingError:
-    kept = f"Epoch {saved} is saved" if saved else "No epoch was finished yet"
-    return TrainingError(f"the loss is {loss} at {where}: lower training.lr or set training.clip. {kept}")
+def combined(found: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of several, each on its own samples."""
+    if len(found) == 1:
+        return found[0]
+    samples = [one.samples for one in found]
+    rates = {name: weighted([one.rates[name] for one in found], samples) for name in found[0].rates}
+    loss, accuracy = (weighted([getattr(one, key) for one in found], samples) for key in ("loss", "accuracy"))
+    return Evaluation(loss, accuracy, sum(samples), rates)
 
 
 class _Clock:
-    """Seconds spent inside `with clock:`."""
+    """Seconds spent inside `with clock:`, and whether `save_every` of them have passed since the last save."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, save_every: float) -> None:
+        self._save_every = save_every
+        self._done = self._waited = 0.0
+        self._start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._done + (0.0 if self._start is None else time.perf_counter() - self._start)
+
+    @seconds.setter
+    def seconds(self, done: float) -> None:
+        self._done = self._waited = done
+
+    @property
+    def due(self) -> bool:
+        return self.seconds - self._waited >= self._save_every
+
+    def begin_wait(self) -> None:
+        self._waited = self.seconds
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self._done, self._start = self.seconds, None
 
 
 class _Sums:
-    """Means over the batches of an epoch, kept on the device until asked for."""
+    """Means over the batches of an epoch, kept on the device until asked for: one row a batch."""
 
     def __init__(self) -> None:
-        self._values: list[torch.Tensor] = []
+        self._values: list[Tensor] = []
 
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
+    @property
+    def rows(self) -> Tensor | None:
+        return torch.stack(self._values) if self._values else None
+
+    @rows.setter
+    def rows(self, rows: Tensor | None) -> None:
+        self._values = [] if rows is None else list(rows)
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, parts: dict[str, Tensor]) -> None:
         right = (over_time(logits.detach(), "mean").argmax(dim=1) == y).float().mean()
         self._values.append(torch.stack([loss.detach(), right, parts["label"], parts["distill"]]).float())
 
-    def means(self) -> dict[str, float]:
+    def means(self, ranks: Ranks) -> dict[str, float]:
         names = ("loss", "accuracy", "label_loss", "distill_loss")
-        return dict(zip(names, torch.stack(self._values).mean(dim=0).tolist(), strict=True))
+        own = torch.stack([row.cpu() for row in self._values]).mean(dim=0)
+        return dict(zip(names, torch.stack(ranks.gather(own)).mean(dim=0).tolist(), strict=True))
 
 
 def _birth(parts: Parts) -> dict[str, Any]:
@@ -186,19 +373,19 @@ def _birth(parts: Parts) -> dict[str, Any]:
     }
 
 
-def _event(parts: Parts) -> dict[str, Any]:
-    event = parts.topology.events[-1]
-    return {"kind": "event", **event.__dict__}
+def _event(parts: Parts, born: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The event, and how many of the first connections are still there."""
+    masks, event = parts.topology.masks, parts.topology.events[-1]
+    alive = sum(int((first & masks[name]).sum()) for name, first in born.items())
+    return {"kind": "event", **event.__dict__, "survival": alive / sum(int(first.sum()) for first in born.values())}
 
 
-def _epoch(
-    epoch: int, step: int, seconds: float, parts: Parts, train: dict[str, float], valid: Evaluation | None
-) -> dict[str, Any]:
+def _epoch(at: Position, parts: Parts, train: dict[str, float], valid: Evaluation | None) -> dict[str, Any]:
     return {
         "kind": "epoch",
-        "epoch": epoch,
-        "step": step,
-        "seconds": round(seconds, 3),
+        "epoch": at.epoch,
+        "step": at.step,
+        "seconds": round(at.seconds, 3),
         "lr": parts.schedule.get_last_lr()[0],
         "train": {**train, "distill_loss": train["distill_loss"] if parts.criterion.teacher else None},
         "valid": {"loss": valid.loss, "accuracy": valid.accuracy} if valid else None,

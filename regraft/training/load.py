@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regraft.data import Form
 from regraft.errors import RegraftError, RunError, UsageError
@@ -17,7 +17,7 @@ from regraft.training.build import model_of, topology_of
 from regraft.training.checkpoint import read_tensors, write_tensors
 from regraft.training.recipe import Recipe, load_recipe
 
-_WIRING = ("masks", "young", "ever", "saliency", "average")
+WIRING = ("masks", "young", "ever", "saliency", "average")
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,17 @@ class Loaded:
 
 def save(path: Path, model: nn.Module, topology: Topology, manifest: Mapping[str, Any]) -> None:
     """Write `path` (safetensors: `model/<name>`, `masks/<name>`, ...) and its JSON manifest."""
+    tensors, rest = network_state(model, topology)
+    write_tensors(path, tensors, {**manifest, **rest})
+
+
+def network_state(model: nn.Module, topology: Topology) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and wiring as flat tensors, and the rest of the wiring as plain values."""
     state = topology.state_dict()
     tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
-    for kind in _WIRING:
+    for kind in WIRING:
         tensors |= {f"{kind}/{name}": t for name, t in state[kind].items()}
-    rest = {key: value for key, value in state.items() if key not in _WIRING}
-    write_tensors(path, tensors, {**manifest, "topology": rest})
+    return tensors, {"topology": {key: value for key, value in state.items() if key not in WIRING}}
 
 
 def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
@@ -54,7 +59,7 @@ def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
     tensors, manifest = read_tensors(folder / f"{which}.safetensors")
     if manifest.get("recipe_hash") != recipe.hash:
         raise RunError(f"{folder / f'{which}.safetensors'} was saved by another recipe than {folder / 'recipe.yaml'}")
-    state: dict[str, Any] = {kind: {} for kind in ("model", *_WIRING)}
+    state: dict[str, Any] = {kind: {} for kind in ("model", *WIRING)}
     with torch.random.fork_rng(devices=[]):
         try:
             model = model_of(recipe, Form(**manifest["data"]))

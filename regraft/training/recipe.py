@@ -52,12 +52,25 @@ class DataSettings:
     """Seed of that split, the same for all seeds of a comparison."""
     augment: bool = True
     """Vary the training samples as the data set says."""
+    cutout: int = 0
+    """Side of a square that is blanked in each training sample, in pixels; 0 for none."""
+    folder: str | None = None
+    """Where data sets lie; the environment variable REGRAFT_DATA, or `data`, if not given."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the data function; one as a flag: `--data.options.by count`."""
 
     def __post_init__(self) -> None:
         settle(self, "data")
         within("data", "batch", self.batch, 1, math.inf)
         within("data", "validation", self.validation, 0, 0.9)
         within("data", "split_seed", self.split_seed, 0, 2**63 - 1)
+        within("data", "cutout", self.cutout, 0, 2**15)
+        if self.cutout and not self.augment:
+            raise UsageError(f"data.cutout is {self.cutout}, but data.augment is off: leave one of them out")
+        try:  # as in `ModelSettings`
+            object.__setattr__(self, "options", json.loads(json.dumps(self.options)))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"data.options: {error}; give numbers, texts, lists and mappings of them") from None
 
 
 @dataclass(frozen=True)
@@ -281,11 +294,11 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """12 hex digits over all settings that are not at their default, but the name.
+        """12 hex digits over all settings that are not at their default, but the name and where the data lie.
 
         So a setting that a later version adds does not change the hash of the recipes from before.
         """
-        settings = {k: v for k, v in differences(Recipe(), self).items() if k != "name"}
+        settings = {k: v for k, v in differences(Recipe(), self).items() if k not in ("name", "data.folder")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

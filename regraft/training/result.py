@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.data import plain_batches
-from regraft.distill import AverageTeacher, NestedTeacher, PreviousTeacher, StepTeacher
+from regraft.distill import AverageTeacher, NestedTeacher, NetworkTeacher, PreviousTeacher, StepTeacher, over_time
 from regraft.errors import RunError, TrainingError
 from regraft.metrics import Measurement, measure
 from regraft.training.build import Parts
@@ -20,6 +20,7 @@ from regraft.training.evaluate import Evaluation, evaluate
 from regraft.training.files import write_json
 from regraft.training.load import load
 from regraft.training.recipe import Recipe
+from regraft.training.recording import BINS, Answers, agreement, answers, calibration, storage, write_activity
 from regraft.training.run import RunFolder
 
 FORMAT = 1
@@ -34,17 +35,19 @@ def finish(
     teacher_run: Path | None,
     command: str | None,
 ) -> dict[str, Any]:
-    """Measure the trained network, write `result.json` and return its content."""
+    """Measure the trained network, write `activity.safetensors` and `result.json`, and return what that holds."""
     model, topology, test = parts.model, parts.topology, parts.data.test
     chosen = json.loads((run.path / "best.json").read_text(encoding="utf-8"))
     selected = load(run.path, "best").model.to(test.y.device)
-    last = evaluate(model, plain_batches(test, 256))
+    own = answers(model, plain_batches(test, 256))
+    last = own.evaluation
     if not math.isfinite(last.loss):
         raise TrainingError(f"the loss on the test set is {last.loss} at the end of {run.path}: lower training.lr")
     epochs = [r for r in _records(run.path) if r["kind"] == "epoch"]
     valids = {r["epoch"]: r["valid"]["accuracy"] for r in epochs if r["valid"]}
     cost = measure(model.eval(), list(plain_batches(test, 256)), topology=topology)
     heard = measure(model, list(plain_batches(parts.data.valid if valid else test, 256)), topology=topology)
+    taught = teacher_logits(parts, own.logits)
     result = {
         "format": FORMAT,
         "name": recipe.name,
@@ -62,40 +65,66 @@ def finish(
         "connections": {"existing": topology.connections, "of": topology.possible},
         "exploration": topology.exploration,
         "mask_hash": topology.mask_hash,
-        **_cost(cost, heard),
+        **_cost(cost, heard, own),
+        "bytes": storage(model, topology.masks),
         "seconds": {
             "train": round(seconds, 3),
             "rewiring": round(sum(e.seconds for e in topology.events), 4),
         },
-        "teacher": teacher_of(recipe, parts, teacher_run),
+        "teacher": teacher_of(recipe, parts, teacher_run, taught),
+        "agreement": None if taught is None else agreement(own.logits, taught, test.y),
+        "calibration": {
+            "bins": BINS,
+            "student": calibration(own.logits, test.y.cpu()),
+            "teacher": None if taught is None else calibration(taught, test.y.cpu()),
+        },
     }
-    write_json(run.path / "result.json", result)
+    x, y = next(plain_batches(test, 1))
+    answer = int(over_time(own.logits, "mean")[0].argmax())
+    write_activity(run.path / "activity.safetensors", model, x, int(y[0]), answer)
+    write_json(run.path / "result.json", result)  # the last: its presence means finished
     return result
 
 
-def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None) -> dict[str, Any] | None:
-    """What stands beside the student: the teacher's kind, accuracy on the same test set, density, and training time."""
+def teacher_logits(parts: Parts, own: Tensor) -> Tensor | None:
+    """The teacher's logits on the test set, `[N, K]` or `[T, N, K]` on the CPU; None where it is no network.
+
+    `own` are the student's: a step that teaches the others is one of them.
+    """
     teacher, test = parts.criterion.teacher, parts.data.test
-    if teacher is None:
+    if isinstance(teacher, StepTeacher):
+        return own[int(teacher.choose(own, test.y.cpu()))]
+    if isinstance(teacher, NestedTeacher):
+        nested = teacher
+        kept: list[Tensor] = []
+
+        def half(model: nn.Module, x: Tensor) -> Tensor:
+            kept.append(nested.logits(x))
+            return kept[-1]
+
+        evaluate(parts.model, plain_batches(test, 256), forward=half)
+        return torch.cat(kept, dim=-2).float().cpu()
+    if isinstance(teacher, NetworkTeacher | AverageTeacher) or (isinstance(teacher, PreviousTeacher) and teacher.ready):
+        return answers(teacher.model, plain_batches(test, 256)).logits
+    return None
+
+
+def teacher_of(
+    recipe: Recipe, parts: Parts, teacher_run: Path | None, logits: Tensor | None
+) -> dict[str, Any] | None:
+    """What stands beside the student: the teacher's kind, accuracy on the same test set, density, and training time.
+
+    `logits` are those of `teacher_logits`.
+    """
+    if parts.criterion.teacher is None:
         return None
     told: dict[str, Any] = {"kind": recipe.distill.teacher, "accuracy": None, "density": None, "seconds": 0.0}
     if teacher_run is not None:
-        told |= trained_teacher(teacher_run)
-    elif isinstance(teacher, AverageTeacher) or (isinstance(teacher, PreviousTeacher) and teacher.ready):
-        told["accuracy"] = evaluate(teacher.model, plain_batches(test, 256)).accuracy
-    elif isinstance(teacher, NestedTeacher):
-        nested = teacher
-
-        def half(model: nn.Module, x: Tensor) -> Tensor:
-            return nested.logits(x)
-
-        told["accuracy"] = evaluate(parts.model, plain_batches(test, 256), forward=half).accuracy
+        return told | trained_teacher(teacher_run)
+    if logits is not None:
+        told["accuracy"] = float((over_time(logits, "mean").argmax(dim=1) == parts.data.test.y.cpu()).double().mean())
+    if isinstance(parts.criterion.teacher, NestedTeacher):
         told["density"] = parts.topology.connections / parts.topology.possible * recipe.distill.keep
-    elif isinstance(teacher, StepTeacher):
-        with torch.no_grad():
-            logits = torch.cat([parts.model.eval()(x) for x, _ in plain_batches(test, 256)], dim=1)
-        chosen = int(teacher.choose(logits, test.y))
-        told["accuracy"] = float((logits[chosen].argmax(dim=1) == test.y).float().mean())
     return told
 
 
@@ -126,9 +155,11 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _cost(cost: Measurement, heard: Measurement) -> dict[str, Any]:
-    """Operations on the test set (`cost`); what never fired, on the validation split (`heard`)."""
+def _cost(cost: Measurement, heard: Measurement, own: Answers) -> dict[str, Any]:
+    """Operations on the test set (`cost`, and of a dense network `own`); what never fired, on the validation split
+    (`heard`)."""
     neurons = cost.neurons
+    silent = {row.name: row.silent for row in heard.firing}
     return {
         "density": asdict(cost.densities),
         "synops": {
@@ -136,6 +167,7 @@ def _cost(cost: Measurement, heard: Measurement) -> dict[str, Any]:
             "macs": cost.macs / cost.samples,
             "macs_repeated": cost.macs_if_repeated / cost.samples,
             "steps": cost.steps or 1,  # a network without neurons that we know computes once
+            "dense": own.dense,
         },
         "energy": {
             "joule": cost.energy * 1e-12,
@@ -146,7 +178,17 @@ def _cost(cost: Measurement, heard: Measurement) -> dict[str, Any]:
             "of": sum(row.units for row in cost.firing),
             "removable": None if neurons is None else neurons.removable,
             "constant": None if neurons is None else neurons.constant,
-            "silent": sum(row.silent for row in heard.firing),
+            "silent": sum(silent.values()),
+            "layers": [
+                {
+                    "name": row.name,
+                    "of": row.units,
+                    "removable": row.removable,
+                    "constant": row.constant,
+                    "silent": silent.get(row.name),
+                }
+                for row in (() if neurons is None else neurons.layers)
+            ],
         },
         "rates": {row.name: row.rate for row in cost.firing},
     }

@@ -2,63 +2,110 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
 import regraft
-from regraft.errors import RunError
+from regraft.errors import RunError, UsageError
+from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.files import write_bytes, write_json
-from regraft.training.recipe import Recipe, write_yaml
+from regraft.training.recipe import Recipe, differences, load_recipe, write_yaml
 
+LOCK = ".lock"
+FRAMES = 64  # wirings kept at most between birth and end
 MAP = 64  # rows and columns of a wiring map at most
 
 
 class RunFolder:
-    """Writes one run: recipe, environment, log, wiring maps, result. Every file is readable with standard tools."""
+    """Writes one run: recipe, environment, log, wiring maps. Every file is readable with standard tools.
 
-    def __init__(self, path: Path) -> None:
+    `writes`: of several processes, one does; all methods of the others are silent.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self._maps: dict[str, np.ndarray] = {}
 
-    @classmethod
-    def begin(cls, path: Path, recipe: Recipe) -> RunFolder:
-        """Make the folder. What an unfinished run left there moves aside; a finished one is never touched.
+    def begin(self, recipe: Recipe) -> None:
+        """Write what is known before training, over what a run without any checkpoint left. Folders in it stay.
 
-        Folders in it stay: its teacher's run is one.
-        Raises `RunError` if a finished run is there, or the folder cannot be made.
+        Raises `RunError` if a run is there that is worth something, or the folder cannot be written.
         """
-        refuse_finished(path)
+        if not self.writes:
+            return
+        refuse_finished(self.path)
+        refuse_unfinished(self.path)
         try:
-            if (path / "recipe.yaml").exists():
-                number = 1
-                while (aside := path.with_name(f"{path.name}.unfinished-{number}")).exists():
-                    number += 1
-                aside.mkdir()
-                for file in [file for file in path.iterdir() if not file.is_dir()]:
-                    file.rename(aside / file.name)
-            path.mkdir(parents=True, exist_ok=True)
-            write_yaml(recipe, path / "recipe.yaml")
+            for file in [file for file in self.path.iterdir() if file.is_file() and file.name != LOCK]:
+                file.unlink()
+            write_yaml(recipe, self.path / "recipe.yaml")
         except OSError as error:
-            raise RunError(f"cannot write to {path}: {error.strerror}") from None
-        write_json(path / "environment.json", environment())
-        return cls(path)
+            raise RunError(f"cannot write to {self.path}: {error.strerror}") from None
+        write_json(self.path / "environment.json", environment())
+
+    def go_on(self, step: int, log_bytes: int) -> None:
+        """Take log and maps back to where they were at the checkpoint of `step`, and note this machine.
+
+        Raises `RunError` if one of them is missing or damaged.
+        """
+        if not self.writes:
+            return
+        path = self.path / "log.jsonl"
+        try:
+            if path.stat().st_size < log_bytes:
+                raise RunError(f"{path} is damaged: it is shorter than the checkpoint of step {step} says")
+            os.truncate(path, log_bytes)
+            maps = load_arrays((self.path / "wiring.safetensors").read_bytes())
+            described = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+            resumed = [*described.get("resumed", []), {"step": step, **environment()}]
+        except OSError as error:
+            raise RunError(f"cannot go on in {self.path}: {error.filename}: {error.strerror}") from None
+        except (ValueError, AttributeError, TypeError, RecursionError, SafetensorError) as error:
+            what = f"wiring.safetensors or environment.json is damaged ({error})"
+            raise RunError(f"cannot go on in {self.path}: {what}") from None
+        self._maps = {key: value for key, value in maps.items() if key.startswith("birth/") or _step(key) <= step}
+        write_json(self.path / "environment.json", {**described, "resumed": resumed})
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
+        if not self.writes:
+            return
         try:
             with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RunError(f"cannot write {self.path / 'log.jsonl'}: {error.strerror}") from None
+
+    def log_bytes(self) -> int:
+        """Length of the log, all of it on the disk."""
+        if not self.writes:
+            return 0
+        try:
+            with (self.path / "log.jsonl").open("ab") as file:
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise RunError(f"cannot write {self.path / 'log.jsonl'}: {error.strerror}") from None
+
+    def born(self, name: str, weight: Tensor) -> None:
+        """Remember the first layer's weights as they were at birth; absent connections are 0."""
+        self._maps[f"birth/{name}"] = weight.detach().float().cpu().numpy().copy()
 
     def map(self, step: int, masks: dict[str, Tensor]) -> None:
         """Remember the wiring after the event of `step` as maps; `write_maps` puts them on disk."""
@@ -67,14 +114,81 @@ class RunFolder:
 
     def write_maps(self) -> None:
         """Write `wiring.safetensors`."""
-        if self._maps:
+        if self.writes and self._maps:
             write_bytes(self.path / "wiring.safetensors", save_arrays(self._maps))
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Make the folder, and keep every other process from training into it; a process that dies lets go.
+
+    Raises `RunError` if another one holds it, or the folder cannot be made.
+    """
+    lock = FileLock(path / LOCK, timeout=0)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"another process is training into {path}: wait for it, or choose another folder (--out)"
+        ) from None
+    except OSError as error:
+        raise RunError(f"cannot write to {path}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        if (path / "result.json").exists():  # nobody can train here any more
+            with contextlib.suppress(OSError):
+                (path / LOCK).unlink()
+        lock.release()
+
+
+def frames(every: int, last_event: int) -> frozenset[int]:
+    """Steps of the events whose wiring is kept as maps: all, or `FRAMES` of them evenly spread, the last one included.
+
+    >>> sorted(frames(every=10, last_event=40))
+    [10, 20, 30, 40]
+    """
+    events = last_event // every
+    return frozenset(every * math.ceil(events * (i + 1) / min(events, FRAMES)) for i in range(min(events, FRAMES)))
+
+
+def _step(key: str) -> int:
+    """The step in a key of `wiring.safetensors`."""
+    return int(key.partition("/")[0])
 
 
 def refuse_finished(path: Path) -> None:
     """Raise `RunError` if `path` holds a finished run, of whatever recipe."""
     if (path / "result.json").exists():
         raise RunError(f"{path} holds a finished run: choose another folder (--out), or remove it")
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Raise `RunError` if `path` holds an unfinished run with a checkpoint: there is something to go on with."""
+    if (path / "recipe.yaml").exists() and any((path / CHECKPOINTS).glob("*.json")):
+        raise RunError(
+            f"{path} holds an unfinished run: go on with --resume, choose another folder (--out), or remove it"
+        )
+
+
+def refuse_another(path: Path, recipe: Recipe) -> None:
+    """Raise `UsageError` if the run in `path` was begun with other settings, and say which."""
+    if not (path / "recipe.yaml").exists():
+        return
+    try:
+        begun = load_recipe(path / "recipe.yaml")
+    except UsageError as error:
+        raise RunError(f"{path / 'recipe.yaml'} is damaged: {error}") from None
+    if begun.hash != recipe.hash:
+        changed = {k: v for k, v in differences(begun, recipe).items() if k != "name"}
+        first = next(iter(changed))
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        was = differences(recipe, begun)[first]
+        raise UsageError(
+            f"{path} was begun with {first} {was!r}, now it is {changed[first]!r}{more}: "
+            f"resume with the recipe it was begun with ({path / 'recipe.yaml'}), or choose another folder (--out)"
+        )
 
 
 def finished(path: Path, recipe: Recipe) -> bool:

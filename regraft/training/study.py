@@ -69,9 +69,17 @@ def with_teachers(study: Study) -> Study:
 
 
 def train_study(
-    study: Study, folder: str | Path | None = None, *, watch: Watch = lambda record: None, command: str | None = None
+    study: Study,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    save_every: float = 120.0,
+    watch: Watch = lambda record: None,
+    command: str | None = None,
 ) -> list[Path]:
     """Train all arms, each into a folder of its name; what is finished by the same recipe is left as it is.
+
+    With `resume`, what is unfinished is gone on with; `save_every` as in `fit`. Under `torchrun` all processes walk through the arms together.
 
     Returns the run folders, teachers included, in the order of training.
 
@@ -79,26 +87,37 @@ def train_study(
     """
     from regraft.training.build import check, teacher_recipe
     from regraft.training.fit import fit
-    from regraft.training.run import finished
+    from regraft.training.ranks import joined
+    from regraft.training.run import finished, refuse_another, refuse_unfinished
 
     folder = Path(folder or Path("runs") / study.name)
     single = len(study.arms) == 1 and study.name in study.arms
     whole = with_teachers(study)
     paths = {name: folder if single and name == study.name else folder / name for name in whole.arms}
-    done = {name: finished(paths[name], recipe) for name, recipe in whole.arms.items()}
-    for name, recipe in whole.arms.items():
-        if not done[name]:
-            check(recipe)  # what cannot be meant shall show before minutes of training
-    if not single:
-        _write_order(folder, study.name, list(whole.arms))
+
+    def looked_at() -> dict[str, bool]:
+        """What is finished; what cannot be meant shows now, before minutes of training."""
+        done = {name: finished(paths[name], recipe) for name, recipe in whole.arms.items()}
+        for name, recipe in whole.arms.items():
+            if not done[name]:
+                refuse_another(paths[name], recipe) if resume else refuse_unfinished(paths[name])
+                check(recipe)
+        if not single:
+            _write_order(folder, study.name, list(whole.arms))
+        return done
+
     by_hash = {recipe.hash: paths[name] for name, recipe in reversed(list(whole.arms.items()))}  # the first of its kind
-    for name, recipe in whole.arms.items():
-        if done[name]:
-            watch({"run": name, "kind": "skip", "folder": str(paths[name])})
-            continue
-        watch({"run": name, "kind": "start", "epochs": recipe.training.stop or recipe.training.epochs})
-        first = teacher_recipe(recipe)
-        fit(recipe, paths[name], teacher_run=by_hash[first.hash] if first else None, watch=watch, command=command)
+    with joined() as ranks:
+        done = ranks.first_does(looked_at)
+        for name, recipe in whole.arms.items():
+            if done[name]:
+                watch({"run": name, "kind": "skip", "folder": str(paths[name])})
+                continue
+            watch({"run": name, "kind": "start", "epochs": recipe.training.stop or recipe.training.epochs})
+            first = teacher_recipe(recipe)
+            teacher = by_hash[first.hash] if first else None
+            how = {"resume": resume, "save_every": save_every, "watch": watch, "command": command}
+            fit(recipe, paths[name], teacher_run=teacher, **how)
     return list(paths.values())
 
 

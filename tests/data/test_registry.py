@@ -125,7 +125,7 @@ def test_arrays_tensors_lists_and_datasets_are_taken(theirs):
     ]
     for body in bodies:
         found = data.load(theirs(body), validation=0)
-        assert found.train.x.dtype == torch.float32, body
+        assert found.train.x.dtype == (torch.uint8 if "uint8" in body else torch.float32), body
         assert found.train.x.shape == (6, 1, 4, 4)
         assert (found.train.y.dtype, found.train.y.tolist(), found.classes) == (torch.int64, [0, 1, 0, 1, 0, 1], 2)
 
@@ -150,6 +150,37 @@ def test_the_source_is_told_split_and_seed(theirs):
         [0, 0, 0, 0],
         [0, 0, 0, 1],
     )
+
+
+def test_a_source_gets_what_it_has_a_name_for(theirs, tmp_path):
+    make = theirs("return None").replace("make", "{}")
+    (tmp_path / "own_data.py").write_text(
+        "import numpy as np\n"
+        "def both(split, seed, folder='here', *, steps=3, blank=0):\n"
+        "    return np.full((4, steps, 2, 4, 4), blank), np.arange(4) % (2 if folder == 'here' else 4)\n"
+        "def neither(split, seed, **rest):\n"
+        "    return np.full((4, 1, 4, 4), len(rest)), np.arange(4)\n"
+    )
+    both, neither = make.format("both"), make.format("neither")
+    found = data.load(both, validation=0)
+    assert (found.train.x.shape[1], found.classes, float(found.train.x.max())) == (3, 2, 0)
+    found = data.load(both, validation=0, folder="there", steps=5, options={"blank": 7})
+    assert (found.train.x.shape[1], found.classes, float(found.train.x.max())) == (5, 4, 7)
+    assert data.load(both, validation=0, steps=5, options={"steps": 2}).train.x.shape[1] == 2, "what is asked for wins"
+    assert float(data.load(neither, validation=0, folder="there", steps=5).train.x.max()) == 0
+    with pytest.raises(UsageError, match="unexpected keyword argument 'blnk'; it takes split, seed, folder, steps"):
+        data.load(both, options={"blnk": 7})
+    with pytest.raises(UsageError, match="data set 'digits': got an unexpected keyword argument 'size'"):
+        data.load("digits", options={"size": 7})
+
+
+def test_how_samples_are_varied_is_the_data_sets_own_affair(theirs):
+    assert data.load("digits").augmentation == data.Augmentation(crop=1, fill="edge")
+    big = data.load(theirs("return np.ones((4, 1, 32, 32)), np.arange(4)"), validation=0)
+    assert big.augmentation == data.Augmentation(crop=4, fill="edge")
+    for name, facts in data.FACTS.items():
+        mirrored = facts.augmentation is not None and facts.augmentation.flip
+        assert mirrored == (name in ("cifar10", "cifar100")), "a mirrored digit or gesture is another one"
 
 
 @pytest.mark.parametrize(

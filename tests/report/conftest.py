@@ -26,12 +26,25 @@ RESULT: dict[str, Any] = {
     "test_samples": 360,
     "connections": {"existing": 47, "of": 472},
     "density": {"connections": 47 / 472, "parameters": 0.11, "operations": 0.12, "synaptic": None},
-    "synops": {"acs": 20_000.0, "macs": 1_000.0, "macs_repeated": 4_000.0, "steps": 4},
+    "synops": {
+        "acs": 20_000.0, "macs": 1_000.0, "macs_repeated": 4_000.0, "steps": 4,
+        "dense": {"step": 60_000.0, "steps": 240_000.0, "acs": 180_000.0, "macs": 10_000.0},
+    },
     "energy": {"joule": (20_000 * 0.9 + 1_000 * 4.6) * 1e-12, "mac_pj": 4.6, "ac_pj": 0.9},
-    "neurons": {"of": 58, "removable": 3, "constant": 1, "silent": 2},
+    "neurons": {
+        "of": 58, "removable": 3, "constant": 1, "silent": 2,
+        "layers": [{"name": "conv", "of": 8, "removable": 3, "constant": 1, "silent": 2}],
+    },
+    "bytes": {"dense": 2000, "rows": 400, "bits": 300},
     "seconds": {"train": 21.34, "rewiring": 0.05},
     "teacher": None,
-}
+    "agreement": {"same": 0.8, "both": 0.75, "student": 0.2, "teacher": 0.04, "neither": 0.01},
+    "calibration": {
+        "bins": 3,
+        "student": {"ece": 0.05, "count": [0, 60, 300], "confidence": [None, 0.5, 0.9], "accuracy": [None, 0.4, 0.96]},
+        "teacher": None,
+    },
+}  # fmt: skip
 
 Write = Callable[..., Path]
 
@@ -57,6 +70,7 @@ def log_records(epochs: int = 5) -> Iterator[dict[str, Any]]:
             yield {
                 "kind": "event", "step": step, "dropped": moved, "grown": moved, "connections": counts,
                 "density": 0.0996, "mask_hash": "b", "exploration": 0.0996 + step / 100, "seconds": 0.01,
+                "survival": 1 - step / 40,
             }  # fmt: skip
         yield {
             "kind": "epoch", "epoch": epoch, "step": 3 * epoch, "seconds": 1.0, "lr": 0.1,
@@ -72,6 +86,36 @@ def wiring(seed: int = 0) -> dict[str, np.ndarray]:
         for step in (0, *EVENTS)
         for layer, shape in LAYERS.items()
     }
+
+
+def births(seed: int = 0) -> dict[str, np.ndarray]:
+    """The weights of the first layer at birth, 0 where there is no connection."""
+    rng = np.random.default_rng(seed)
+    shape = LAYERS["stem.weight"]
+    return {"birth/stem.weight": (rng.normal(size=shape) * (rng.random(shape) < 0.3)).astype(np.float32)}
+
+
+def last(seed: int = 1) -> dict[str, np.ndarray]:
+    """The network at the end: weights and masks."""
+    rng = np.random.default_rng(seed)
+    masks = {layer: rng.random(shape) < 0.3 for layer, shape in LAYERS.items()}
+    weights = {layer: (rng.normal(size=mask.shape) * mask).astype(np.float32) for layer, mask in masks.items()}
+    return {
+        **{f"model/{layer}": weight for layer, weight in weights.items()},
+        **{f"masks/{layer}": mask for layer, mask in masks.items()},
+    }
+
+
+def activity(seed: int = 2, steps: int = 4) -> dict[str, np.ndarray]:
+    """One test sample's spikes."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, np.ndarray] = {"sample": np.array([7, 7], np.int32)}
+    for layer, of in (("conv", 512), ("fc", 10)):
+        shown = min(of, 47)
+        found[f"spikes/{layer}"] = (rng.random((steps, shown)) < 0.2).astype(np.uint8)
+        found[f"neurons/{layer}"] = (np.arange(shown) * of // shown).astype(np.int32)
+        found[f"of/{layer}"] = np.array([of], np.int32)
+    return found
 
 
 @pytest.fixture
@@ -104,8 +148,10 @@ def write(tmp_path: Path) -> Write:
         (path / "environment.json").write_text(json.dumps({"regraft": "0.1.0", "torch": "2.13.0"}))
         lines = [json.dumps(record) for record in (records or list(log_records()))]
         (path / "log.jsonl").write_text("\n".join(lines) + "\n")
-        save_file(wiring() if maps is None else maps, path / "wiring.safetensors")
+        save_file({**wiring(), **births()} if maps is None else maps, path / "wiring.safetensors")
+        save_file(last(), path / "last.safetensors")
         if finished:
+            save_file(activity(), path / "activity.safetensors")
             result = merge(RESULT, {"name": name, **{key.replace("__", "."): v for key, v in changes.items()}})
             (path / "result.json").write_text(json.dumps(result))
         return path
@@ -124,4 +170,5 @@ def dense(write: Write) -> Path:
         connections={"existing": 472, "of": 472},
         density={"connections": 1.0, "parameters": 1.0, "operations": 1.0, "synaptic": None},
         synops={"acs": 200_000.0, "macs": 40_000.0, "macs_repeated": 160_000.0, "steps": 4},
+        agreement=None,
     )

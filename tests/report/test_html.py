@@ -71,7 +71,7 @@ def test_names_cannot_escape_into_the_page(write, page):
     write(EVIL, folder="odd", command=f"regraft train {EVIL}", teacher=TEACHER, recipe={"data.name": EVIL})
     text = page()
     parsed = Tags(text)
-    assert sum(tag == "script" for tag, _ in parsed.tags) == 5
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 6
     assert "<script>alert" not in text
     assert "<!--" not in text
     assert EVIL in {run["label"] for run in json.loads(parsed.data)["runs"]}

@@ -66,7 +66,7 @@ DAMAGES = {
     "missing": (lambda path: path.unlink(), "cannot read .*x.safetensors"),
     "no manifest": (lambda path: path.with_suffix(".json").unlink(), "cannot read .*x.json"),
     "half a manifest": (lambda path: path.with_suffix(".json").write_text('{"format": 1, "sha'), "not JSON"),
-    "a list": (lambda path: path.with_suffix(".json").write_text("[]"), "has format None"),
+    "a list": (lambda path: path.with_suffix(".json").write_text("[]"), "it is no manifest"),
     "another format": (lambda path: _manifest(path, format=2), "has format 2; .* reads format 1"),
     "no sha": (lambda path: _manifest(path, sha256=None), "its sha256"),
     "no tensors": (_no_tensors, "is damaged"),

@@ -94,14 +94,14 @@ def test_nothing_to_look_at_is_refused(net):
 
 def test_silence_is_told_once_a_layer():
     found = Evaluation(1.0, 0.5, 4, {"loud": 0.1, "mute": 0.0})
-    known: set[str] = set()
     with pytest.warns(SilentLayerWarning, match="layer mute never fired") as heard:
-        warn_of_silence(found, known)
+        known = warn_of_silence(found, [])
     assert len(heard) == 1
+    assert known == ["mute"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_silence(found, known)
-        warn_of_silence(None, known)
+        assert warn_of_silence(found, known) == known
+        assert warn_of_silence(None, known) == known
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ RANGES = {
     "data.batch": ([1, 10**6], [0, -1]),
     "data.validation": ([0, 0.9], [-0.01, 0.91, math.nan, math.inf]),
     "data.split_seed": ([0], [-1, 2**63]),
+    "data.cutout": ([0, 2**15], [-1, 2**15 + 1]),
     "model.steps": ([1, 1024], [0, 1025]),
     "model.decay": ([1e-6, 1], [0, 1.01, -0.5, math.nan]),
     "model.threshold": ([1e-6, 50.0], [0, -1, math.inf, math.nan]),
@@ -209,7 +210,7 @@ def test_an_override_leaves_what_it_does_not_name():
 
 OTHERS = {
     "seed": 1,
-    "data": {"name": "standin", "batch": 65, "validation": 0.1, "split_seed": 1, "augment": False},
+    "data": {"name": "standin", "batch": 65, "validation": 0.1, "split_seed": 1, "augment": False, "options": {"a": 1}},
     "model": {
         "name": "vgg16", "steps": 5, "neuron": "if", "decay": 0.25, "threshold": 0.5, "surrogate": "atan",
         "reset": "soft", "detach_reset": False, "decay_input": True, "surrogate_shape": 2, "options": {"a": 1},
@@ -231,12 +232,16 @@ OTHERS = {
 }  # fmt: skip
 
 
-def test_the_hash_ignores_the_name_and_nothing_else():
+def test_the_hash_ignores_the_name_and_the_place_of_the_data_and_nothing_else():
     recipe = Recipe()
     assert dataclasses.replace(recipe, name="other").hash == recipe.hash
-    assert {k: set(v) if isinstance(v, dict) else None for k, v in OTHERS.items()} | {"name": None} == {
-        k: set(v) if isinstance(v, dict) else None for k, v in to_mapping(recipe).items()
-    }, "every setting of a recipe has another value here"
+    assert override(recipe, {"data.folder": "elsewhere"}).hash == recipe.hash
+    known = {k: set(v) if isinstance(v, dict) else None for k, v in to_mapping(recipe).items()}
+    known["data"] -= {"folder", "cutout"}
+    assert {k: set(v) if isinstance(v, dict) else None for k, v in OTHERS.items()} | {"name": None} == known, (
+        "every setting of a recipe has another value here"
+    )
+    assert override(recipe, {"data.cutout": 4}).hash != recipe.hash
     hashes = [
         override(recipe, {key: {name: value} if name else value}).hash
         for key, inner in OTHERS.items()

@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from regraft.errors import RunError
+from regraft.training.checkpoint import save_checkpoint
 from regraft.training.recipe import Recipe, load_recipe
-from regraft.training.run import RunFolder, environment, finished, wiring_map
+from regraft.training.run import RunFolder, environment, finished, frames, held, wiring_map
+
+
+def begun(path, recipe=None):
+    run = RunFolder(path)
+    with held(path):
+        run.begin(recipe or Recipe())
+    return run
 
 
 def test_begin_writes_what_is_known_before_training(tmp_path):
-    run = RunFolder.begin(tmp_path / "a" / "b", Recipe(seed=4))
-    assert sorted(path.name for path in run.path.iterdir()) == ["environment.json", "recipe.yaml"]
+    run = begun(tmp_path / "a" / "b", Recipe(seed=4))
+    assert sorted(path.name for path in run.path.iterdir()) == [".lock", "environment.json", "recipe.yaml"]
     assert load_recipe(run.path / "recipe.yaml") == Recipe(seed=4)
 
 
@@ -31,7 +39,7 @@ def test_the_environment_says_what_figures_depend_on(tmp_path):
 
 
 def test_records_are_appended_one_a_line(tmp_path):
-    run = RunFolder.begin(tmp_path / "run", Recipe())
+    run = begun(tmp_path / "run")
     records = [{"kind": "birth", "text": "a\nb"}, {"kind": "epoch", "loss": float("nan")}]
     for record in records:
         run.log(record)
@@ -39,39 +47,67 @@ def test_records_are_appended_one_a_line(tmp_path):
     assert [json.loads(line)["kind"] for line in lines] == ["birth", "epoch"]
 
 
-def test_an_unfinished_run_moves_aside_and_folders_in_it_stay(tmp_path):
-    """A teacher's finished run lies in its student's folder: whoever moves that loses an hour of training."""
+def test_a_run_without_a_checkpoint_is_begun_anew_and_folders_in_it_stay(tmp_path):
+    """A teacher's finished run lies in its student's folder: whoever removes that loses an hour of training."""
     path = tmp_path / "run"
-    first = RunFolder.begin(path, Recipe(seed=1))
-    first.log({"kind": "birth"})
+    begun(path, Recipe(seed=1)).log({"kind": "birth"})
     (path / "teacher").mkdir()
     (path / "teacher" / "result.json").write_text("{}")
-    for number in (1, 2):
-        RunFolder.begin(path, Recipe(seed=1 + number))
-        aside = path.with_name(f"run.unfinished-{number}")
-        assert load_recipe(aside / "recipe.yaml").seed == number
-        assert (aside / "log.jsonl").exists() == (number == 1)
-        assert not (path / "log.jsonl").exists()
-        assert (path / "teacher" / "result.json").exists()
-    assert load_recipe(path / "recipe.yaml").seed == 3
+    begun(path, Recipe(seed=2))
+    assert load_recipe(path / "recipe.yaml").seed == 2
+    assert not (path / "log.jsonl").exists()
+    assert (path / "teacher" / "result.json").exists()
+
+
+def test_an_unfinished_run_stays(tmp_path):
+    path = tmp_path / "run"
+    begun(path)
+    save_checkpoint(path, 3, {}, {})
+    with pytest.raises(RunError, match=r"holds an unfinished run: go on with --resume"):
+        begun(path, Recipe(seed=1))
+    assert load_recipe(path / "recipe.yaml") == Recipe()
 
 
 def test_a_finished_run_stays(tmp_path):
     path = tmp_path / "run"
-    RunFolder.begin(path, Recipe())
+    begun(path)
     (path / "result.json").write_text("{}")
     with pytest.raises(RunError, match=r"holds a finished run.*--out"):
-        RunFolder.begin(path, Recipe(seed=1))
+        begun(path, Recipe(seed=1))
     assert load_recipe(path / "recipe.yaml") == Recipe()
-    assert not path.with_name("run.unfinished-1").exists()
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(RunError, match="cannot write to"):
-            RunFolder.begin(path, Recipe())
+            begun(path)
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_process_that_does_not_write_leaves_no_trace(tmp_path):
+    run = RunFolder(tmp_path / "run", writes=False)
+    run.begin(Recipe())
+    run.map(0, {"w": torch.ones(2, 2, dtype=torch.bool)})
+    run.log({"kind": "birth"})
+    run.write_maps()
+    run.go_on(3, 10)
+    assert run.log_bytes() == 0
+    assert not list(tmp_path.iterdir())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(0, 20_000))
+def test_the_wirings_kept_are_all_or_64_evenly_spread_and_the_last(every, steps):
+    last = steps // every * every
+    events = set(range(every, last + 1, every))
+    kept = frames(every, last)
+    assert kept <= events
+    assert len(kept) == min(len(events), 64)
+    if kept:
+        assert last in kept
+        gaps = np.diff([0, *sorted(kept)])
+        assert gaps.max() - gaps.min() <= every
 
 
 def test_finished_knows_its_recipe(tmp_path):
@@ -113,6 +149,10 @@ def test_groups_are_neighbours_of_nearly_equal_size():
 def test_the_maps_of_a_run_show_birth_and_every_event(trained):
     maps = load_file(trained.folder / "wiring.safetensors")
     masks = trained.parts.topology.masks
+    first = next(iter(masks))
+    born = maps.pop(f"birth/{first}")
+    assert born.dtype == np.float32
+    assert (born != 0).sum() == maps[f"00000000/{first}"].sum(), "weights of the first layer's connections"
     assert set(maps) == {f"{step:08d}/{name}" for step in (0, 2, 4, 6) for name in masks}
     for name, mask in masks.items():
         exact = mask.reshape(*mask.shape[:2], -1).sum(2).numpy()

@@ -178,11 +178,14 @@ def test_an_interrupted_run_with_a_teacher_comes_to_its_end_later(study, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train_study(alone, tmp_path / "out", watch=stop)
     assert not (tmp_path / "out" / "result.json").exists()
+    with pytest.raises(RunError, match="--resume"):
+        train_study(alone, tmp_path / "out")
     seen = []
-    train_study(alone, tmp_path / "out", watch=seen.append)
-    assert [(r["run"], r["kind"]) for r in seen if r["kind"] in ("skip", "start")] == [
+    train_study(alone, tmp_path / "out", resume=True, watch=seen.append)
+    assert [(r["run"], r["kind"]) for r in seen if r["kind"] in ("skip", "start", "resume")] == [
         ("teacher", "skip"),
         ("four", "start"),
+        ("four", "resume"),
     ]
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["teacher"]["density"] == pytest.approx(0.2, abs=0.01)

@@ -80,6 +80,11 @@ function moveApart(labels, gap, low, high) {
   for (const label of [...labels].reverse()) { label.at = Math.min(label.at, ceiling); ceiling = label.at - gap; }
 }
 
+/* At most `most` of a list, evenly over it, with its first and last: more names than there is room for would cover all. */
+function spread(list, most) {
+  return list.length <= most ? list : list.filter((_, k) => Math.round((Math.round((k * (most - 1)) / (list.length - 1)) * (list.length - 1)) / (most - 1)) === k);
+}
+
 let measuring = null;
 function textWidth(text, bold) {
   measuring = measuring || document.createElement("canvas").getContext("2d");
@@ -92,15 +97,15 @@ function clipped(text, most) {
 }
 
 /* Lines.
-   spec: series [{label, colour, points [[x, y]], thin, fine, dash, stepped, end}], x {label, domain, format}, y {format, log,
-   zero, floor, ceiling, domain}, rugs [{colour, at [x]}], height. */
+   spec: series [{label, colour, points [[x, y]], thin, fine, dash, stepped, end, marks (weights of the points)}], x {label,
+   domain, format, parts}, y {format, log, zero, mirrored, floor, ceiling, domain}, rugs [{colour, at [x]}], height. */
 function lineChart(host, spec) {
   host.replaceChildren();
   const series = spec.series.filter((s) => s.points.some((p) => p[1] !== null));
   if (!series.length) { host.append(element("p", { class: "note" }, "Nothing to show: all arms are switched off.")); return; }
   const width = Math.max(260, host.clientWidth || 600);
   const rugs = (spec.rugs || []).filter((rug) => rug.at.length);
-  const ends = series.filter((s) => s.end);
+  const ends = spread(series.filter((s) => s.end), Math.floor(((spec.height || 250) - 10) / 14));
   const right = ends.length ? Math.min(150, Math.max(...ends.map((s) => textWidth(clipped(s.end, 22), true))) + 16) : 10;
   const domain = spec.y.domain || yDomain(series.flatMap((s) => s.points.map((p) => p[1])), spec.y);
   const yTicks = spec.y.log ? logTicksBetween(...domain) : ticksBetween(...domain, 4);
@@ -114,12 +119,12 @@ function lineChart(host, spec) {
   root.append(shape("clipPath", { id: clip }, shape("rect", { x: left, y: top - 6, width: width - right - left + 4, height: plotHeight - top + 8 })));
 
   for (const tick of yTicks) {
-    root.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }),
+    root.append(shape("line", { class: tick === 0 && spec.y.mirrored ? "axis" : "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }),
       shape("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, spec.y.format(tick)));
   }
   const base = plotHeight + rugHeight + (rugs.length ? 6 : 0);
   root.append(shape("line", { class: "axis", x1: left, x2: width - right, y1: plotHeight, y2: plotHeight }));
-  const xTicks = ticksBetween(...spec.x.domain, Math.max(2, Math.floor((width - left - right) / 52)), true);
+  const xTicks = ticksBetween(...spec.x.domain, Math.max(2, Math.floor((width - left - right) / 52)), !spec.x.parts);
   for (const tick of xTicks) root.append(shape("text", { x: x(tick), y: base + 17, "text-anchor": "middle" }, spec.x.format(tick)));
   root.append(shape("text", { x: width - right, y: base + 34, "text-anchor": "end" }, spec.x.label));
   rugs.forEach((rug, lane) => {
@@ -128,11 +133,12 @@ function lineChart(host, spec) {
   });
 
   const lines = shape("g", { "clip-path": `url(#${clip})` });
+  root.append(lines);
   for (const s of series) {
     const style = `fill: none; stroke: ${s.colour}; stroke-linejoin: round; stroke-linecap: ${s.dash ? "butt" : "round"}; stroke-width: ${s.thin ? 1 : s.fine ? 1.3 : 2}; ${s.thin ? "opacity: .6;" : ""} ${s.dash ? `stroke-dasharray: ${s.dash}` : ""}`;
     lines.append(shape("path", { d: linePath(s, x, y, spec.y.log), style }));
+    if (s.marks) s.points.forEach(([px, py], k) => root.append(shape("circle", { class: "dot", cx: x(px), cy: y(py), r: 1.8 + 6 * Math.sqrt(s.marks[k] / Math.max(...s.marks)), style: `fill: ${s.colour}` })));
   }
-  root.append(lines);
   const labels = ends.map((s) => ({ s, y: Math.min(plotHeight, Math.max(top, y(lastOf(s.points)))) }));
   moveApart(labels, 14, top, plotHeight - 2);
   const endOf = (s) => x(Math.max(...s.points.filter((p) => p[1] !== null).map((p) => p[0]))) + 9;
@@ -220,18 +226,19 @@ function valueAt(s, at) {
   return value;
 }
 
-/* Points with names. points: [{x, y, from, colour, label, name}]; `from` is the height of a ring below (a teacher's) */
+/* Points with names. points: [{x, y, low, high, seeds, from, best, colour, label, name}]: `low` to `high` is a spread, `seeds`
+   [[x, y]] are drawn faint, `from` is the height of a ring (a teacher's); a line joins the `best`. */
 function scatterChart(host, spec) {
   host.replaceChildren();
   if (!spec.points.length) { host.append(element("p", { class: "note" }, "Nothing to show: all arms are switched off.")); return; }
   const width = Math.max(260, host.clientWidth || 600), plotHeight = spec.height || 280, top = 16, right = 20;
   const found = extent(spec.points.map((p) => p.x));
   const xDomain = [found[0] / 1.5, found[1] * 1.9];
-  const domain = yDomain(spec.points.map((p) => p.y), spec.y);
+  const domain = yDomain(spec.points.flatMap((p) => [p.low, p.high]), spec.y);
   const yTicks = ticksBetween(...domain, 5);
   const left = Math.max(...yTicks.map((t) => textWidth(spec.y.format(t)))) + 12;
   const x = makeScale(xDomain, [left, width - right], true), y = makeScale(domain, [plotHeight, top]);
-  const root = shape("svg", { viewBox: `0 0 ${width} ${plotHeight + 40}`, role: "img", "aria-label": spec.points.map((p) => `${p.label}: ${spec.y.format(p.y)} at ${spec.x.format(p.x)}`).join("; ") });
+  const root = shape("svg", { viewBox: `0 0 ${width} ${plotHeight + 40}`, role: "img", "aria-label": spec.points.map((p) => `${p.label}: ${spec.y.format(p.y)} % at ${spec.x.format(p.x)}${p.best ? ", on the Pareto front" : ""}`).join("; ") });
   for (const tick of yTicks) {
     root.append(shape("line", { class: "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), shape("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, spec.y.format(tick)));
   }
@@ -242,14 +249,22 @@ function scatterChart(host, spec) {
   root.append(shape("text", { x: width - right, y: plotHeight + 36, "text-anchor": "end" }, spec.x.label));
   const labels = spec.points.filter((p) => p.name).map((p) => ({ p, y: y(p.y) }));
   moveApart(labels, 15, top, plotHeight - 4);
+  const front = spec.points.filter((p) => p.best).sort((a, b) => a.x - b.x);
+  // A staircase: between two arms of the front one gets the accuracy of the cheaper for the price of the dearer.
+  const stairs = front.map((p, k) => (k ? `H${x(p.x).toFixed(1)}V${y(p.y).toFixed(1)}` : `M${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`)).join("");
+  if (front.length > 1) root.append(shape("path", { class: "front", d: stairs }));
   for (const p of spec.points) {
     const px = x(p.x), py = y(p.y);
+    for (const [sx, sy] of p.seeds) root.append(shape("circle", { cx: x(sx), cy: y(sy), r: 2.5, style: `fill: ${p.colour}; opacity: .45` }));
+    if (p.high > p.low) root.append(shape("line", { x1: px, x2: px, y1: y(p.low), y2: y(p.high), style: `stroke: ${p.colour}; stroke-width: 1.5` }));
     if (p.from !== null && p.from !== undefined && p.from >= domain[0]) root.append(shape("line", { x1: px, x2: px, y1: y(p.from), y2: py, style: `stroke: ${p.colour}; opacity: .5` }), shape("circle", { cx: px, cy: y(p.from), r: 4.5, style: `fill: var(--ground); stroke: ${p.colour}; stroke-width: 2` }));
     root.append(shape("circle", { class: "dot", cx: px, cy: py, r: 5.5, style: `fill: ${p.colour}` }, shape("title", {}, `${p.label}: ${spec.y.format(p.y)} % at ${spec.x.format(p.x)}`)));
+    if (p.best) root.append(shape("circle", { cx: px, cy: py, r: 8.5, style: `fill: none; stroke: ${p.colour}` }));
   }
   for (const { p, at } of labels) {
     const px = x(p.x), py = y(p.y);
-    const beyond = px + 16 + textWidth(p.name, true) > width;
+    // The front comes from below and goes on to the right: the left is free there.
+    const room = textWidth(p.name, true) + 16, beyond = px + room > width || (p.best && front.length > 1 && px - room > left);
     if (Math.abs(at - py) > 4) root.append(shape("line", { x1: px, x2: px + (beyond ? -11 : 11), y1: py, y2: at, style: `stroke: ${p.colour}; opacity: .5` }));
     root.append(shape("text", { class: "name", x: px + (beyond ? -13 : 13), y: at + 4, "text-anchor": beyond ? "end" : "start", style: `fill: ${p.colour}` }, clipped(p.name, 30)));
   }
@@ -278,6 +293,34 @@ function rowChart(host, spec) {
     if (row.low !== null && row.low !== undefined) root.append(shape("line", { x1: x(row.low), x2: x(row.high), y1: cy, y2: cy, style: `${colour}; stroke-width: 2` }));
     if (row.ring !== null && row.ring !== undefined) root.append(shape("circle", { cx: x(row.ring), cy, r: 5.5, style: `fill: var(--ground); stroke: ${row.colour}; stroke-width: 2` }), shape("text", { x: x(row.ring), y: cy - 11, "text-anchor": "middle" }, spec.format(row.ring)));
     if (row.disc !== null && row.disc !== undefined) root.append(shape("circle", { class: "dot", cx: x(row.disc), cy, r: 6, style: colour.replace(/stroke.*/, "") }), shape("text", { class: "name", x: x(row.disc), y: cy - 11, "text-anchor": "middle" }, spec.exact ? spec.exact(row.disc) : spec.format(row.disc)));
+  });
+  host.append(root);
+}
+
+/* Amounts that come out of each other by factors, on one logarithmic axis. rows: [{label, value, joule}] */
+function cascadeChart(host, spec) {
+  host.replaceChildren();
+  const width = Math.max(260, host.clientWidth || 400), gap = 40, top = 4, bottom = top + gap * spec.rows.length;
+  const left = Math.max(...spec.rows.map((row) => textWidth(row.label))) + 16;
+  const right = Math.max(...spec.rows.map((row) => Math.max(textWidth(spec.format(row.value), true), textWidth(si(row.joule, "J"))))) + 16;
+  const x = makeScale(spec.domain, [left, width - right], true);
+  const at = (value) => x(Math.max(value, spec.domain[0]));
+  const root = shape("svg", { viewBox: `0 0 ${width} ${bottom + 22}`, role: "img", "aria-label": `${spec.title}: ${spec.rows.map((row) => `${row.label} ${spec.format(row.value)}`).join(", ")}` });
+  for (let power = Math.ceil(Math.log10(spec.domain[0])); 10 ** power <= spec.domain[1]; power += 1) {
+    root.append(shape("line", { class: "grid", x1: x(10 ** power), x2: x(10 ** power), y1: top, y2: bottom }), shape("text", { x: x(10 ** power), y: bottom + 15, "text-anchor": "middle" }, spec.format(10 ** power)));
+  }
+  spec.rows.forEach((row, k) => {
+    const y = top + gap * (k + 0.5), before = k ? spec.rows[k - 1].value : null, last = k === spec.rows.length - 1;
+    root.append(shape("text", { x: left - 12, y: y + 4, "text-anchor": "end" }, row.label));
+    if (before && row.value) {
+      const factor = row.value / before;
+      root.append(shape("line", { x1: at(before), x2: at(before), y1: y - gap + 6, y2: y, class: "cross" }));
+      root.append(shape("line", { x1: at(before), x2: at(row.value), y1: y, y2: y, style: `stroke: ${spec.colour}; stroke-width: 5; opacity: .35` }));
+      if (Math.abs(at(before) - at(row.value)) > 30) root.append(shape("text", { x: (at(before) + at(row.value)) / 2, y: y - 7, "text-anchor": "middle" }, factor >= 1 ? `× ${Number(factor.toPrecision(3))}` : `÷ ${Number((1 / factor).toPrecision(2))}`));
+    }
+    root.append(shape("circle", { class: "dot", cx: at(row.value), cy: y, r: last ? 6 : 4.5, style: `fill: ${spec.colour}` }));
+    root.append(shape("text", { class: "name", x: width, y: y - 1, "text-anchor": "end", style: `fill: ${last ? spec.colour : "var(--ink)"}` }, spec.format(row.value)));
+    root.append(shape("text", { x: width, y: y + 13, "text-anchor": "end" }, si(row.joule, "J")));
   });
   host.append(root);
 }

@@ -5,6 +5,7 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const runs = page.runs;
 const hidden = new Set();
 const charts = []; // functions that draw one chart again
+const repaints = []; // functions that paint canvases again, when the theme has changed
 const find = (selector) => document.querySelector(selector);
 const colourOf = (run) => `var(--arm-${run.colour})`;
 const shown = () => runs.filter((run) => !hidden.has(run.name));
@@ -75,12 +76,12 @@ function multiples(host, node, chosen, seriesOf, spec) {
   const note = node.querySelector("[data-seed]");
   if (note) note.textContent = several ? "Of several seeds the first is shown." : "";
   const all = chosen.map((run) => [run, seriesOf(run)]);
-  const domain = yDomain(all.flatMap(([, series]) => series.flatMap((s) => s.points.map((p) => p[1]))), spec.y);
+  const domain = spec.y.domain || yDomain(all.flatMap(([, series]) => series.flatMap((s) => s.points.map((p) => p[1]))), spec.y);
   if (!domain) { host.append(element("p", { class: "note" }, "Nothing to show: all arms are switched off.")); return; }
   for (const [run, series] of all) {
     const chart = element("div", { class: "chart" });
-    host.append(element("div", {}, element("h4", { style: `color: ${colourOf(run)}` }, run.label), chart));
-    lineChart(chart, { ...spec, series, title: `${spec.title}, ${run.label}`, y: { ...spec.y, domain }, height: 170 });
+    host.append(element("div", {}, element("h4", { style: `color: ${colourOf(run)}` }, run.label, spec.beside ? element("small", {}, spec.beside(run)) : null), chart));
+    lineChart(chart, { height: 170, ...spec, series, title: `${spec.title}, ${run.label}`, y: { ...spec.y, domain } });
   }
 }
 
@@ -122,14 +123,19 @@ find("[data-zoom]").addEventListener("click", (event) => {
 /* Results */
 
 const finished = runs.filter((run) => run.result);
-figure("frontier", finished.filter((run) => run.result.synops.acs + run.result.synops.macs > 0).length > 1, (host) => {
-  scatterChart(host, {
-    points: shown().filter((run) => run.result && run.result.synops.acs + run.result.synops.macs > 0).map((run) => ({
-      x: run.result.synops.acs + run.result.synops.macs, y: run.result.accuracy.last, label: run.label, name: nameOf(run), colour: colourOf(run),
-      from: run.result.teacher ? run.result.teacher.accuracy : null })),
-    x: { label: "synaptic operations per sample", format: short }, y: { format: share, ceiling: 1 },
+function accuracyAgainst(cost, label) {
+  return (host) => scatterChart(host, {
+    points: page.frontier.filter((point) => point[cost] > 0 && !hidden.has(runs[point.run].name)).map((point) => {
+      const run = runs[point.run];
+      return { x: point[cost], y: point.accuracy, low: point.low, high: point.high, seeds: point.n > 1 ? point.seeds.map((seed) => [seed[cost === "operations" ? 0 : 1], seed[2]]) : [],
+        from: point.teacher, best: point[`best_${cost}`], colour: colourOf(run), name: run.name, label: point.n > 1 ? `${run.name}, mean of ${point.n} seeds` : run.name };
+    }),
+    x: { label, format: short }, y: { format: share, ceiling: 1 },
   });
-});
+}
+const compared = page.frontier.length > 1;
+figure("frontier", compared && page.frontier.some((point) => point.operations > 0), accuracyAgainst("operations", "synaptic operations per sample"));
+figure("connections-frontier", compared && page.frontier.some((point) => point.connections > 0), accuracyAgainst("connections", "connections"));
 figure("forest", (page.forest || []).length > 0, (host) => {
   const named = Object.fromEntries(runs.map((run) => [run.name, run]));
   rowChart(host, {
@@ -151,17 +157,23 @@ figure("exploration", evolving.length, (host) => lineChart(host, {
   title: "in-time exploration", x: eventAxis, y: { format: share, exact: (v) => `${density(v)} %`, zero: true }, height: 200,
   series: shown().filter((run) => evolving.includes(run)).map((run) => ({ label: run.label, colour: colourOf(run), end: nameOf(run), fine: several, stepped: true, points: overEvents(run, run.structure.exploration) })),
 }));
+figure("survival", evolving.some((run) => run.structure.survival.slice(1).some((value) => value !== null)), (host) => lineChart(host, {
+  title: "survival of the first connections", x: eventAxis, y: { format: share, exact: (v) => `${density(v)} %`, zero: true, ceiling: 1 }, height: 200,
+  series: shown().filter((run) => evolving.includes(run)).map((run) => ({ label: run.label, colour: colourOf(run), end: nameOf(run), fine: several, stepped: true, points: overEvents(run, run.structure.survival) })),
+}));
 figure("exchange", evolving.length, (host) => lineChart(host, {
-  title: "exchange at each event", x: eventAxis, y: { format: share, exact: (v) => `${density(v)} %`, zero: true }, height: 200,
-  series: shown().filter((run) => evolving.includes(run)).map((run) => {
-    const { dropped, connections, step } = run.structure;
+  title: "exchange at each event", x: eventAxis, y: { format: (v) => share(Math.abs(v)), exact: (v) => `${density(Math.abs(v))} %`, zero: true, mirrored: true }, height: 200,
+  series: shown().filter((run) => evolving.includes(run)).flatMap((run) => {
+    const { dropped, grown, connections, step } = run.structure;
     const total = (table, k) => Object.values(table).reduce((sum, values) => sum + (values[k] || 0), 0);
-    return { label: run.label, colour: colourOf(run), end: nameOf(run), fine: several, points: step.map((at, k) => [epochOf(run, at), total(dropped, k) / Math.max(1, total(connections, k))]).slice(1) };
+    const part = (table, sign) => step.map((at, k) => [epochOf(run, at), (sign * total(table, k)) / Math.max(1, total(connections, k))]).slice(1);
+    return [{ label: `${run.label}, grown`, colour: colourOf(run), end: nameOf(run), fine: several, points: part(grown, 1) },
+      { label: `${run.label}, dropped`, colour: colourOf(run), fine: several, dash: "4 2.5", points: part(dropped, -1) }];
   }),
 }));
-figure("connections", structured.length, (host, node) => multiples(host, node, firstSeeds().filter((run) => structured.includes(run)),
-  (run) => run.layers.map((layer, k) => ({ label: layerName(layer.name), colour: depthColour(k, run.layers.length), end: layerName(layer.name), stepped: true, points: overEvents(run, run.structure.connections[layer.name]) })),
-  { title: "connections per layer", x: eventAxis, y: { format: short, exact: count, log: true } }));
+figure("densities", structured.length, (host, node) => multiples(host, node, firstSeeds().filter((run) => structured.includes(run)),
+  (run) => run.layers.filter((layer) => layer.of).map((layer, k, list) => ({ label: layerName(layer.name), colour: depthColour(k, list.length), end: layerName(layer.name), stepped: true, points: overEvents(run, run.structure.connections[layer.name].map((value) => (value === null ? null : value / layer.of))) })),
+  { title: "density of each layer", x: eventAxis, y: { format: share, exact: (v) => `${density(v)} %`, log: true } }));
 
 /* Activity */
 
@@ -217,13 +229,56 @@ if (finished.length) {
         element("td", {}, reference && energy(reference) ? `${density(energy(row) / energy(reference))} %` : "–"));
     }));
   };
-  find("#constants").addEventListener("input", draw);
-  find("#constants").addEventListener("reset", () => setTimeout(draw));
+  find("#constants").addEventListener("input", () => redraw());
+  find("#constants").addEventListener("reset", () => setTimeout(redraw));
   find("#constants").addEventListener("submit", (event) => event.preventDefault());
   fields.mac.value = fields.mac.defaultValue;
   fields.ac.value = fields.ac.defaultValue;
   charts.push(draw);
 }
+
+/* From a dense network to the operations that are left */
+
+const counted = finished.filter((run) => run.result.synops.dense);
+figure("cascade", counted.length, (host, node) => {
+  host.replaceChildren();
+  const note = node.querySelector("[data-seed]");
+  if (note) note.textContent = several ? "Of several seeds the first is shown." : "";
+  const mac = Number(find("#mac-pj").value) * 1e-12, ac = Number(find("#ac-pj").value) * 1e-12, repeat = find("#repeat").checked;
+  const all = firstSeeds().filter((run) => counted.includes(run)).map((run) => {
+    const { dense, steps, macs, acs, macs_repeated: repeated } = run.result.synops;
+    const again = repeat && macs ? repeated / macs : 1, own = macs * again, full = dense.macs * again;
+    const unrolled = repeat ? dense.step * steps : dense.steps;
+    return { run, rows: [
+      { label: "dense, one step", value: dense.step, joule: dense.step * mac },
+      { label: steps > 1 ? `all ${steps} steps` : "the only step", value: unrolled, joule: unrolled * mac },
+      { label: "where a spike arrives", value: dense.acs + full, joule: dense.acs * ac + full * mac },
+      { label: "where a connection is", value: acs + own, joule: acs * ac + own * mac },
+    ] };
+  });
+  if (!all.length) { host.append(element("p", { class: "note" }, "Nothing to show: all arms are switched off.")); return; }
+  const found = extent(all.flatMap((one) => one.rows.map((row) => row.value)).filter((value) => value > 0)) || [1, 10];
+  for (const { run, rows } of all) {
+    const chart = element("div", { class: "chart" });
+    host.append(element("div", {}, element("h4", { style: `color: ${colourOf(run)}` }, run.label), chart));
+    cascadeChart(chart, { title: `operations of ${run.label}`, rows, colour: colourOf(run), domain: [found[0] / 1.4, found[1] * 1.4], format: short });
+  }
+});
+
+/* Calibration */
+
+const calibrated = finished.filter((run) => run.result.calibration && run.result.calibration.student);
+const whole = { domain: [0, 1], format: share, parts: true };
+figure("calibration", calibrated.length, (host, node) => multiples(host, node, firstSeeds().filter((run) => calibrated.includes(run)),
+  (run) => {
+    const { student, teacher } = run.result.calibration;
+    const points = (one) => one.confidence.map((at, k) => [at, one.accuracy[k]]).filter((point) => point[0] !== null);
+    return [{ label: "as sure as right", colour: "var(--faint)", thin: true, dash: "3 3", points: [[0, 0], [1, 1]] },
+      ...(teacher ? [{ label: "teacher", colour: colourOf(run), dash: "5 3", fine: true, points: points(teacher) }] : []),
+      { label: run.label, colour: colourOf(run), fine: true, points: points(student), marks: student.count.filter((n) => n) }];
+  },
+  { title: "reliability", x: { ...whole, label: "confidence, %", name: "confidence" }, y: { ...whole, exact: (v) => `${percent(v)} %` }, height: 210,
+    beside: ({ result: { calibration: { student, teacher } } }) => `ECE ${percent(student.ece)} %${teacher ? `, teacher ${percent(teacher.ece)} %` : ""}` }));
 
 /* Legend, theme, copying, printing */
 
@@ -245,7 +300,7 @@ function setTheme(theme, keep) {
   find("#theme").textContent = theme === "dark" ? "light" : "dark";
   find("#theme").setAttribute("aria-label", `switch to ${theme === "dark" ? "light" : "dark"} colours`);
   if (keep) try { localStorage.setItem("regraft-theme", theme); } catch (error) { /* opened where nothing may be stored */ }
-  if (typeof drawMaps === "function") drawMaps();
+  for (const paint of repaints) paint();
 }
 find("#theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark", true));
 let before = "light";
@@ -268,4 +323,3 @@ new ResizeObserver(() => {
   if (document.body.clientWidth !== width) { width = document.body.clientWidth; redraw(); }
 }).observe(document.body);
 setTheme(document.documentElement.dataset.theme);
-redraw();

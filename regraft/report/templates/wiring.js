@@ -2,12 +2,10 @@
 /* The group maps: one square a layer, a slider through the rewiring events, two ways to look. */
 
 const wired = runs.filter((run) => run.maps && window.DecompressionStream);
-const view = { run: wired[0], at: Infinity, mode: "existing", cards: [], timer: null };
+const view = { run: null, at: Infinity, mode: "existing", cards: [], timer: null };
 
 async function unpack(maps) {
-  const packed = Uint8Array.from(atob(maps.stream), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const bytes = await new Response(stream).arrayBuffer();
+  const bytes = await inflate(maps.stream);
   const all = maps.bits === 8 ? new Uint8Array(bytes) : maps.bits === 16 ? new Uint16Array(bytes) : new Uint32Array(bytes);
   let offset = 0;
   return maps.index.map(({ layer, rows, cols, max, steps }) => {
@@ -20,16 +18,6 @@ async function unpack(maps) {
     offset += size * steps.length;
     return { layer, rows, cols, max, steps, frames };
   });
-}
-
-function rgb(name) {
-  const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  return [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
-}
-
-function blend(stops, at) {
-  const place = Math.max(0, Math.min(1, at)) * (stops.length - 1), low = Math.min(stops.length - 2, Math.floor(place)), part = place - low;
-  return stops[low].map((value, k) => value + (stops[low + 1][k] - value) * part);
 }
 
 /* What step `k` of the run shows of a layer whose maps may have been written at fewer steps. */
@@ -76,12 +64,14 @@ function drawReadout(k, step) {
       ["in-time exploration", structure.exploration[k] === null ? "–" : `${density(structure.exploration[k])} %`]);
   }
   find("#readout").replaceChildren(...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-  const text = view.at ? `event ${view.at} of ${view.run.mapSteps.length - 1}` : `birth, before ${view.run.mapSteps.length - 1} events`;
+  const last = structure.number[structure.number.length - 1];
+  const text = view.at === 0 ? (last ? `birth, before ${count(last)} events` : "birth") : k >= 0 ? `event ${count(structure.number[k])} of ${count(last)}` : `step ${count(step)}`;
   find("#event-text").textContent = text;
   find("#event").setAttribute("aria-valuetext", `${text}, step ${step}`);
   find("#map-key").replaceChildren(...(view.mode === "existing"
     ? [element("span", {}, "no connection", element("i", { class: "ramp" }), "most of this layer in this run")]
-    : [element("span", {}, element("i", { class: "chip", style: "background: var(--loss)" }), "fewer than before the event"), element("span", {}, element("i", { class: "chip", style: "background: var(--gain)" }), "more"), element("span", {}, "groups that lose as many as they gain do not show")]),
+    : [element("span", {}, element("i", { class: "chip", style: "background: var(--loss)" }), "fewer than on the map before"), element("span", {}, element("i", { class: "chip", style: "background: var(--gain)" }), "more"), element("span", {}, "groups that lose as many as they gain do not show")]),
+  ...(view.run.maps.frames < view.run.maps.of ? [element("span", {}, `${view.run.maps.frames} of ${view.run.maps.of} maps, to keep this file small`)] : []),
   ...(view.run.maps.pool > 1 ? [element("span", {}, `maps pooled by ${view.run.maps.pool} to keep this file small`)] : []));
 }
 
@@ -110,7 +100,8 @@ function mapCard(map) {
   return { card, canvas, map, line, total };
 }
 
-async function showRun(run) {
+async function showMaps(run) {
+  stopPlaying();
   view.run = run;
   run.frames = run.frames || (await unpack(run.maps));
   if (view.run !== run) return;
@@ -122,45 +113,40 @@ async function showRun(run) {
   const slider = find("#event");
   slider.max = run.mapSteps.length - 1;
   slider.value = view.at;
-  slider.disabled = run.mapSteps.length < 2;
-  find("#play").disabled = run.mapSteps.length < 2;
+  slider.closest(".slider").hidden = run.mapSteps.length < 2;
+  find("#map-mode").hidden = run.mapSteps.length < 2;
+  if (run.mapSteps.length < 2) setMode("existing");
   view.cards = run.frames.map(mapCard);
   // Rows as even as they can be: five layers in one row, six in two rows of three.
-  find("#maps").style.setProperty("--columns", Math.ceil(view.cards.length / Math.ceil(view.cards.length / 5)));
+  find("#maps").style.setProperty("--columns", Math.max(4, Math.ceil(view.cards.length / Math.ceil(view.cards.length / 5))));
   find("#maps").replaceChildren(...view.cards.map((one) => one.card));
-  for (const button of find("#wiring-run").children) button.setAttribute("aria-pressed", button.textContent === run.label);
   drawMaps();
 }
 
 function stopPlaying() { clearInterval(view.timer); view.timer = null; find("#play").textContent = "play"; }
 
-if (wired.length) {
-  find("#wiring").hidden = false;
-  for (const run of wired) {
-    const button = element("button", { type: "button", "aria-pressed": "false" }, run.label);
-    button.addEventListener("click", () => { stopPlaying(); showRun(run); });
-    find("#wiring-run").append(button);
-  }
-  for (const button of document.querySelectorAll("[data-mode]")) {
-    button.addEventListener("click", () => {
-      view.mode = button.dataset.mode;
-      for (const other of document.querySelectorAll("[data-mode]")) other.setAttribute("aria-pressed", other === button);
-      drawMaps();
-    });
-  }
-  find("#event").addEventListener("input", (event) => { stopPlaying(); view.at = Number(event.target.value); drawMaps(); });
-  find("#play").addEventListener("click", () => {
-    if (view.timer) { stopPlaying(); return; }
-    find("#play").textContent = "stop";
-    if (view.at >= view.run.mapSteps.length - 1) view.at = -1;
-    view.timer = setInterval(() => {
-      view.at += 1;
-      find("#event").value = view.at;
-      drawMaps();
-      if (view.at >= view.run.mapSteps.length - 1) stopPlaying();
-    }, 550);
-  });
-  showRun(wired.find((run) => run.structure.step.length > 1) || wired[0]);
-} else {
-  for (const node of document.querySelectorAll(".controls, .slider, #readout, #map-key, #wiring > .intro")) node.hidden = true;
+function setMode(mode) {
+  view.mode = mode;
+  for (const button of document.querySelectorAll("[data-mode]")) button.setAttribute("aria-pressed", button.dataset.mode === mode);
 }
+for (const button of document.querySelectorAll("[data-mode]")) button.addEventListener("click", () => { setMode(button.dataset.mode); drawMaps(); });
+find("#event").addEventListener("input", (event) => { stopPlaying(); view.at = Number(event.target.value); drawMaps(); });
+find("#play").addEventListener("click", () => {
+  if (view.timer) { stopPlaying(); return; }
+  find("#play").textContent = "stop";
+  if (view.at >= view.run.mapSteps.length - 1) view.at = -1;
+  view.timer = setInterval(() => {
+    view.at += 1;
+    find("#event").value = view.at;
+    drawMaps();
+    if (view.at >= view.run.mapSteps.length - 1) stopPlaying();
+  }, Math.max(120, Math.min(550, 12000 / view.run.mapSteps.length)));
+});
+
+repaints.push(drawMaps, paintFields);
+charts.push(paintFields);
+together("#wiring", [["maps", wired, showMaps], ["fields", withFields, showFields], ["degrees", runs.filter((run) => run.degrees.length), showDegrees]]);
+together("#activity", [["raster", runs.filter((run) => run.raster && run.raster.layers.length), showRaster],
+  ["neurons", finished.filter((run) => ((run.result.neurons || {}).layers || []).length), showNeurons]]);
+choose(wired.find((run) => run.structure.step.length > 1) || runs.find((run) => run.result) || runs[0]);
+redraw();

@@ -1,0 +1,339 @@
+"""A run may be stopped at any moment and in any way: what `resume` reaches is what the uninterrupted run reached."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from regraft.errors import Interrupted, RunError, UsageError
+from regraft.training.checkpoint import newest_checkpoint, read_tensors
+from regraft.training.fit import fit
+from regraft.training.recipe import Recipe, override, write_yaml
+
+MOVING = {  # everything that has a state: momentum, dropout, a moving teacher, accumulated growth, warm-up
+    "adamw, average teacher": {"training.optimizer": "adamw", "training.lr": 0.01, "distill.teacher": "average"},
+    "dropout": {"model.name": "dvsgesture", "model.options": {"width": 4, "hidden": 8}, "data.name": "SMALL"},
+    "previous teacher, accumulated growth": {"distill.teacher": "previous", "topology.grow": "accumulated"},
+    "momentum growth, falling density": {"topology.rule": "gmp", "topology.start_density": 1.0},
+    "taylor drop, warm-up": {"topology.drop": "taylor", "training.warmup": 0.3},
+    "nested, plif": {"distill.teacher": "nested", "model.neuron": "plif"},
+}
+
+
+def small_images(split: str, seed: int = 0) -> Any:
+    from regraft.data.standin import standin
+
+    return standin(split, seed, shape=(1, 32, 32), samples=48)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "last.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The log without times, which no machine repeats."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+class StopAt:
+    """A watcher that sends this process a signal when the log says so."""
+
+    def __init__(self, record: int, number: int = signal.SIGTERM) -> None:
+        self.left, self.number = record, number
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    assert same(weights(first), weights(second))
+    assert same(load_file(first / "best.safetensors"), load_file(second / "best.safetensors"))
+    assert log(first) == log(second)
+    maps = [load_file(folder / "wiring.safetensors") for folder in (first, second)]
+    assert same(*maps)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (first, second)]
+    for result in results:
+        del result["seconds"]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_stopped_run_goes_on_to_the_same_bits(name, tiny, tmp_path, monkeypatch):
+    changes = dict(MOVING[name])
+    if changes.get("data.name") == "SMALL":
+        monkeypatch.syspath_prepend(str(Path(__file__).parent))
+        changes["data.name"] = f"{Path(__file__).stem}:small_images"
+    recipe = tiny(changes) if "model.name" not in changes else dropout(tiny, changes)
+    torch.manual_seed(99)
+    fit(recipe, tmp_path / "whole")
+    stops = 0
+    for record in (2, 3, 2, 1, 3, 2):  # at events and in the middle of epochs
+        try:
+            fit(recipe, tmp_path / "stopped", resume=True, watch=StopAt(record))
+        except Interrupted:
+            stops += 1
+            torch.manual_seed(stops)  # what another process would have
+            continue
+        break
+    else:
+        fit(recipe, tmp_path / "stopped", resume=True)
+    assert stops >= 3
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def dropout(tiny: Any, changes: dict[str, Any]) -> Recipe:
+    from dataclasses import replace
+
+    base = tiny()
+    return override(replace(base, model=replace(base.model, options={})), {**changes, "training.epochs": 2})
+
+
+# --- real processes, real signals -------------------------------------------------------------------------------------
+
+
+def train(folder: Path, recipe: Recipe) -> None:
+    """What a killed process runs: it saves at each step, and goes on with what is there."""
+    torch.set_num_threads(1)
+    fit(recipe, folder, resume=True, save_every=0)
+
+
+def killed(folder: Path, recipe: Recipe, after: float | None) -> bool:
+    """Train in a process of its own and send it SIGKILL after some seconds; whether that came before its end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["regraft.training.fit"])
+    process = context.Process(target=train, args=(folder, recipe))
+    process.start()
+    process.join(after)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def assert_readable(folder: Path) -> None:
+    """Whatever a crash left can be read, without falling back on anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        newest_checkpoint(folder)
+    for name in ("last", "best"):
+        if (folder / f"{name}.safetensors").exists():
+            read_tensors(folder / f"{name}.safetensors")
+
+
+def kill_often(recipe: Recipe, tmp_path: Path, times: int) -> int:
+    """Kill runs `times` times at random moments, each resumed until it ends; returns how many runs that took."""
+    began = time.perf_counter()
+    assert not killed(tmp_path / "whole", recipe, None)
+    length = time.perf_counter() - began
+    draw, kills, runs = random.Random(0), 0, 0
+    while kills < times:
+        folder = tmp_path / f"run{runs}"
+        while killed(folder, recipe, draw.random() * 1.2 * length if kills < times else None):
+            kills += 1
+            assert_readable(folder)
+        assert_equal_runs(tmp_path / "whole", folder)
+        shutil.rmtree(folder)
+        runs += 1
+    return runs
+
+
+def test_kill_9_loses_nothing(tiny, tmp_path):
+    assert kill_often(tiny({"distill.teacher": "average"}), tmp_path, 5) >= 1
+
+
+@pytest.mark.slow
+def test_200_times_kill_9_loses_nothing(tiny, tmp_path):
+    runs = kill_often(tiny({"distill.teacher": "average", "training.epochs": 12}), tmp_path, 200)
+    print(f"200 kills in {runs} runs: every checkpoint readable, every final weight equal")
+
+
+COMMAND = [sys.executable, "-m", "regraft", "train", "tiny.yaml", "--out", "run"]
+
+
+@pytest.fixture
+def here(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    write_yaml(tiny({"training.epochs": 400}), tmp_path / "tiny.yaml")
+    return tmp_path
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    """The command, from the moment on that it trains."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "epoch 1/" not in process.stdout.readline():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"])
+def test_a_signal_ends_the_command_with_the_one_that_goes_on(here, number, code):
+    process = started(COMMAND)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if "warning" not in line]
+    found = re.search(r"at step (\d+) of 1200, which is saved. Go on with: (regraft train .* --resume)$", line)
+    assert found, line
+    saved = newest_checkpoint(here / "run")
+    assert saved is not None
+    assert saved[1]["position"]["step"] == int(found[1])
+    assert found[2].split()[1:] == [*COMMAND[3:], "--resume"]
+
+
+def test_two_runs_into_one_folder(here):
+    first = started(COMMAND)
+    try:
+        second = subprocess.run([*COMMAND, "--resume"], capture_output=True, text=True, timeout=60)
+    finally:
+        first.kill()
+        first.communicate()
+    assert second.returncode == 1
+    assert re.fullmatch(r"regraft: another process is training into run: .*\n", second.stderr), second.stderr
+
+
+def test_a_file_that_cannot_grow_ends_the_run_and_the_last_checkpoint_stays(here):
+    """What a full disk does: a write that the system refuses (here: files of more than 40 kB)."""
+    process = subprocess.run(
+        ["bash", "-c", 'ulimit -f 40; trap "" XFSZ; exec "$@"', "limited", *COMMAND],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 1, process.stderr
+    (line,) = process.stderr.splitlines()
+    assert re.match(r"regraft: cannot write run/\S+: File too large", line), line
+    assert_readable(here / "run")
+    assert newest_checkpoint(here / "run") is not None
+
+
+# --- what must not be gone on with ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path):
+    """A run that was stopped in its second epoch, with two checkpoints."""
+    with pytest.raises(Interrupted):
+        fit(tiny(), tmp_path / "stopped", watch=StopAt(4), save_every=0)
+    return tmp_path / "stopped"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "checkpoints").glob("*.safetensors"))
+
+
+def test_an_unfinished_run_is_not_begun_anew_by_accident(stopped, tiny):
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"holds an unfinished run: go on with --resume"):
+        fit(tiny(), stopped)
+    assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+
+def test_a_changed_recipe_is_named_setting_by_setting(stopped, tiny):
+    with pytest.raises(UsageError, match=r"begun with seed 0, now it is 3 \(and 1 more\)"):
+        fit(tiny({"training.lr": 0.06, "seed": 3}), stopped, resume=True)
+
+
+def test_where_the_data_lie_and_the_name_may_change(stopped, tiny):
+    fit(tiny({"name": "moved", "data.folder": "elsewhere"}), stopped, resume=True)
+
+
+def test_a_run_that_never_saved_begins_anew(stopped, tiny, tmp_path):
+    shutil.rmtree(stopped / "checkpoints")
+    fit(tiny(), stopped)
+    fit(tiny(), tmp_path / "whole")
+    assert_equal_runs(stopped, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no data", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stopped, tiny, tmp_path, damage):
+    newest = checkpoints(stopped)[-1]
+    data = newest.read_bytes()
+    if damage == "truncated":
+        newest.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        newest.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "manifest":
+        newest.with_suffix(".json").write_text("{")
+    else:
+        newest.unlink()
+    if damage == "no data":  # a crash came between the two files: nothing is damaged
+        fit(tiny(), stopped, resume=True)
+    else:
+        with pytest.warns(UserWarning, match=r"is damaged.*Going on from the checkpoint before it, step"):
+            fit(tiny(), stopped, resume=True)
+    fit(tiny(), tmp_path / "whole")
+    assert_equal_runs(stopped, tmp_path / "whole")
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(stopped, tiny):
+    for path in checkpoints(stopped):
+        path.write_bytes(b"")
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"is damaged.*No other checkpoint is whole"):
+        fit(tiny(), stopped, resume=True)
+    assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_of_another_version_or_network_is_refused(stopped, tiny, tmp_path):
+    other = tmp_path / "other"
+    with pytest.raises(Interrupted):
+        fit(tiny({"model.options": {"widths": [[6], [4]], "hidden": 8}}), other, watch=StopAt(4), save_every=0)
+    shutil.rmtree(stopped / "checkpoints")
+    shutil.copytree(other / "checkpoints", stopped / "checkpoints")
+    with pytest.raises(RunError, match="does not fit this recipe"):
+        fit(tiny(), stopped, resume=True)
+    for path in (stopped / "checkpoints").glob("*.json"):
+        path.write_text(path.read_text().replace('"format": 1', '"format": 99', 1))
+    with pytest.raises(RunError, match=r"has format 99; this version of regraft reads format 1"):
+        fit(tiny(), stopped, resume=True)
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "wiring.safetensors", "environment.json"])
+def test_a_run_folder_that_lost_a_file_is_told(stopped, tiny, name):
+    (stopped / name).write_bytes(b"")
+    with pytest.raises(RunError, match=f"{name}.* is damaged"):
+        fit(tiny(), stopped, resume=True)
+
+
+def test_a_resume_is_noted(stopped, tiny):
+    step = int(checkpoints(stopped)[-1].stem)
+    fit(tiny(), stopped, resume=True)
+    (noted,) = json.loads((stopped / "environment.json").read_text())["resumed"]
+    assert (noted["step"], noted["torch"]) == (step, torch.__version__)
+    assert not (stopped / "checkpoints").exists(), "a finished run needs none"
+
+
+def test_the_number_of_threads_is_that_of_the_start(stopped, tiny, tmp_path):
+    fit(tiny(), tmp_path / "whole")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.warns(UserWarning, match=f"going on with {threads} threads"):
+            fit(tiny(), stopped, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert_equal_runs(stopped, tmp_path / "whole")
