@@ -45,13 +45,13 @@ def by_hand() -> torch.nn.Module:
 
     for epoch in range(1, EPOCHS + 1):
         model.train()
-        for x, y in training_batches(data.train, BATCH, seed=SEED, epoch=epoch, augment=False):
+        for x, y in training_batches(data.train, BATCH, seed=SEED, epoch=epoch):
             loss = criterion(model(x), y, inputs=x)
             loss.backward()
             optimizer.step()  # the topology masks gradients, keeps and rewires here
             schedule.step()
             optimizer.zero_grad()
-    regraft.reestimate(model, training_batches(data.train, BATCH, seed=SEED, epoch=EPOCHS, augment=False))
+    regraft.reestimate(model, training_batches(data.train, BATCH, seed=SEED, epoch=EPOCHS))
     print(topology)
     found = regraft.evaluate(model, plain_batches(data.test, 256))
     print(f"accuracy {found.accuracy:.3f}")

@@ -30,7 +30,7 @@ def lookup(name: str, known: Mapping[str, Any], kind: str) -> Any:
     return getattr(module, attribute)
 
 
-def check_call(function: Any, what: str, *args: Any, **kwargs: Any) -> None:
+def check_call(function: Any, what: str, /, *args: Any, **kwargs: Any) -> None:
     """Raise `UsageError` unless `function` can be called so; a TypeError from within would hide its cause."""
     if not callable(function):
         raise UsageError(f"{what} is a {type(function).__name__}: it must be a function")

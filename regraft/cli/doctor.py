@@ -49,7 +49,7 @@ def _print(found: list[Finding]) -> None:
 
 
 def _print_test(checks: list[Check], measured: list[Speed]) -> None:
-    from regraft.training.selftest import WORTH, bf16_gain, best
+    from regraft.training.selftest import WORTH, best, bf16_gain
 
     rows = [("self-test", check.name, f"{'ok' if check.passed else 'FAILED'}: {check.said}") for check in checks]
     for key in dict.fromkeys((speed.operation, speed.threads) for speed in measured):

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     from regraft.data import plain_batches
     from regraft.errors import UsageError
     from regraft.metrics import measure
-    from regraft.training.build import dataset_of, device_of
+    from regraft.training.build import arithmetic, dataset_of, device_of
     from regraft.training.evaluate import evaluate
     from regraft.training.load import load
     from regraft.training.recipe import override
@@ -41,7 +41,8 @@ def run(arguments: list[str]) -> int:
     recipe = override(loaded.recipe, {"training.device": "auto"})  # it may have been trained on another machine
     model = loaded.model.to(device_of(recipe))
     batches = list(plain_batches(dataset_of(recipe).test, given.batch))
-    found = evaluate(model, batches)
+    with arithmetic(recipe):
+        found = evaluate(model, batches)
     print(f"accuracy {found.accuracy:.4f} on {found.samples} test samples ({given.which}), loss {found.loss:.4f}\n")
     print(measure(model, batches, topology=loaded.topology))
     return 0

@@ -48,6 +48,9 @@ class Progress:
             row["density"] = record["density"]
             existing, of = (sum(layer[key] for layer in record["layers"].values()) for key in ("connections", "of"))
             self._say(f"{name}: born with {existing:,} of {of:,} connections in {len(record['layers'])} layers")
+        elif kind == "resume":
+            row |= {"density": record["density"], "events": record["events"]}
+            self._say(f"{name}: going on after step {record['step']:,}")
         elif kind == "event":
             row |= {"events": row.get("events", 0) + 1, "density": record["density"]}
         elif kind == "epoch":

@@ -43,7 +43,7 @@ def elbows(hands: np.ndarray) -> np.ndarray:
     squared = (hands * hands).sum(-1, keepdims=True)
     bend = np.sqrt(np.maximum(SEGMENT**2 - squared / 4, 0.0))
     outwards = np.array(ELBOW)
-    along = (hands * outwards).sum(-1, keepdims=True) / np.maximum(squared, 1e-9)
+    along = (hands * outwards).sum(-1, keepdims=True) / np.maximum(squared, 1e-300)
     return hands / 2 + bend * (outwards - along * hands)
 
 

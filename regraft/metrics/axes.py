@@ -82,6 +82,11 @@ def _split(x: Tensor, axis: int, ids: Tensor, args: tuple, kwargs: dict, out: An
     return [(part, axis, piece) for part, piece in zip(out, pieces, strict=True)]
 
 
+def _restride(x: Tensor, axis: int, ids: Tensor, args: tuple, kwargs: dict, out: Tensor) -> Moved:
+    """Average pooling to one pixel ends so, channels last: only axes of length 1 get another stride."""
+    return [(out, axis, ids)] if out.squeeze().is_contiguous() else []
+
+
 _RULES: dict[str, Callable[..., Moved]] = {
     **dict.fromkeys(("clone", "detach", "alias", "_to_copy", "lift_fresh", "contiguous", "relu", "relu_"), _keep),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool2d", "max_pool3d_with_indices", "mkldnn_max_pool2d"), _keep),
@@ -90,6 +95,7 @@ _RULES: dict[str, Callable[..., Moved]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min"), _reduce),
     **{"constant_pad_nd": _pad, "permute": _permute, "transpose": _transpose, "t": _transpose, "expand": _expand},
+    "as_strided_": _restride,
     **{"select": _select, "unbind": _unbind, "slice": _slice, "split": _split, "split_with_sizes": _split},
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regraft.errors import ShapeError
@@ -56,6 +57,7 @@ class SpikingNetwork(nn.Module):
         self._check(x)
         batch = x.shape[-4]
         folded = fold(x) if self.takes_events else x
+        folded = folded.contiguous(memory_format=torch.channels_last)  # the layout that convolutions run best in
         logits: Tensor = self.classifier(self.features(folded))
         return logits.unflatten(0, (-1, batch))
 

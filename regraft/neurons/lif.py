@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from regraft.errors import UsageError
+from regraft.neurons.analytic import analytic_multistep
 from regraft.neurons.fold import fold, unfold
-from regraft.neurons.multistep import Reset, multistep
+from regraft.neurons.multistep import Reset
 from regraft.neurons.surrogate import Surrogate
 from regraft.neurons.surrogate import surrogate as _surrogate
 
@@ -78,9 +79,12 @@ class LIF(nn.Module):
         """Share of the membrane kept from one step to the next."""
         return self._decay
 
-    def stream(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Unfolded input `[T, N, ...]` and the membrane `[N, ...]` -> spikes `[T, N, ...]` and the new membrane."""
-        return multistep(
+    def stream(self, x: Tensor, state: Tensor | None = None, *, repeat: int = 1) -> tuple[Tensor, Tensor]:
+        """Unfolded input `[T, N, ...]` and the membrane `[N, ...]` -> spikes `[T, N, ...]` and the new membrane.
+
+        With `repeat`, a single step `[1, N, ...]` is seen that often.
+        """
+        return analytic_multistep(
             x,
             decay=self.decay,
             threshold=self.threshold,
@@ -90,11 +94,14 @@ class LIF(nn.Module):
             detach_reset=self.detach_reset,
             decay_input=self.decay_input,
             state=state,
+            repeat=repeat,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        unfolded = x.expand(self.steps, *x.shape) if self.static else unfold(x, self.steps)
-        spikes, _ = self.stream(unfolded)
+        if self.static:
+            spikes, _ = self.stream(x.unsqueeze(0), repeat=self.steps)
+        else:
+            spikes, _ = self.stream(unfold(x, self.steps))
         return fold(spikes)
 
     def extra_repr(self) -> str:

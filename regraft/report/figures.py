@@ -31,6 +31,8 @@ MAP_BUDGET = 600_000
 """Characters that all group maps of a page may take together; larger ones are pooled until they fit."""
 FIELD_BUDGET = 80_000
 """Weights of first layers that all runs together show, at birth and at the end each."""
+CHARACTERS = 4
+"""Of a number of a curve at least, with its comma."""
 POINTS, CLOSE = 400, 32
 """Points of a curve at most, and runs that are shown layer by layer at most."""
 
@@ -45,12 +47,28 @@ def page_data(runs: Sequence[Run], *, budget: int = DATA_BUDGET, map_budget: int
     """
     runs = list(runs)
     maps = [read_wiring(run) for run in runs]
-    data = _page_data(runs, maps, 1.0, map_budget)
-    for scale in (0.5, 0.25, 0.125, 0.0625):
+    scales = [1.0, 0.5, 0.25, 0.125, 0.0625]
+    while len(scales) > 1 and CHARACTERS * _numbers(runs, scales[0]) > budget:
+        scales.pop(0)  # without the trouble of making it first
+    data = _page_data(runs, maps, scales[0], map_budget)
+    for scale in scales[1:]:
         if len(embed(data)) <= budget:
             break
-        data = _page_data(runs, maps, scale, int(scale * map_budget))
+        data = _page_data(runs, maps, scale, map_budget)
     return data
+
+
+def _numbers(runs: Sequence[Run], scale: float) -> int:
+    """About how many numbers the curves of all runs hold."""
+    points = _points_at(scale)
+    return sum(
+        min(points, len(run.epochs)) * (8 + len(run.layers)) + min(points, len(run.events)) * (4 + 3 * len(run.layers))
+        for run in runs
+    )
+
+
+def _points_at(scale: float) -> int:
+    return max(16, int(POINTS * scale))
 
 
 def _page_data(runs: list[Run], maps: Sequence[Maps], scale: float, map_budget: int) -> dict[str, Any]:
@@ -58,11 +76,11 @@ def _page_data(runs: list[Run], maps: Sequence[Maps], scale: float, map_budget: 
     names = [run.name for run in runs]
     # One run an arm is shown layer by layer: its other seeds look much the same.
     close = [index for index, name in enumerate(names) if names.index(name) == index][: max(1, int(CLOSE * scale))]
-    cells, points = int(FIELD_BUDGET * scale / len(close)), max(16, int(POINTS * scale))
+    cells, points = int(FIELD_BUDGET * scale / len(close)), _points_at(scale)
     series = []
     shown = [own if index in close else {} for index, own in enumerate(maps)]
     for index, (run, label, own, packed) in enumerate(
-        zip(runs, labels(runs), shown, _packed_within(shown, map_budget), strict=True)
+        zip(runs, labels(runs), shown, _packed_within(shown, int(scale * map_budget)), strict=True)
     ):
         twin = dense_twin(run, runs)
         series.append(

@@ -103,10 +103,10 @@ def read_run(folder: Path | str) -> Run:
 
 
 def find_runs(folder: Path | str) -> list[Run]:
-    """The run folder itself, or the runs in its subfolders (the arms of a study).
+    """The run folder itself, or the runs in its subfolders (the arms of a study) and those that `sweep.json` lists.
 
-    Arms come in the order of the key `arms` of `study.json` where there is one; all others after them in the order
-    in which they finished, the unfinished last.
+    They come in the order of `study.json` (key `arms`) or `sweep.json` (key `runs`) where there is one; all others
+    after them in the order in which they finished, the unfinished last.
 
     Raises:
         RunError: there is no run here, or one of them is damaged.
@@ -116,15 +116,16 @@ def find_runs(folder: Path | str) -> list[Run]:
         return [read_run(folder)]
     if not folder.is_dir():
         raise RunError(f"{folder}: there is no such folder. Give a run folder, or a folder of run folders")
-    # Training moves what an unfinished run left aside under such a name before it begins anew.
-    found = sorted(path.parent for path in folder.glob("*/recipe.yaml") if ".unfinished-" not in path.parent.name)
+    planned = _planned_runs(folder / "sweep.json")
+    found = {path.parent for path in folder.glob("*/recipe.yaml")}
+    found |= {folder / name for name in planned if (folder / name / "recipe.yaml").is_file()}
     if not found:
         raise RunError(f"{folder} holds no runs: neither it nor a folder in it has a recipe.yaml. Train one first")
-    listed = _listed_arms(folder / "study.json")
+    listed = planned or _listed_arms(folder / "study.json")
 
     def order(path: Path) -> tuple[int, float, str]:
-        if path.name in listed:
-            return listed.index(path.name), 0.0, path.name
+        if (name := path.relative_to(folder).as_posix()) in listed:
+            return listed.index(name), 0.0, name
         result = path / "result.json"
         return len(listed), result.stat().st_mtime if result.is_file() else math.inf, path.name
 
@@ -232,6 +233,17 @@ def _listed_arms(path: Path) -> list[str]:
     if not isinstance(arms, list | dict):
         raise damaged(path, "its 'arms' is not a list of names")
     return [str(arm) for arm in arms]
+
+
+def _planned_runs(path: Path) -> list[str]:
+    """The folders of a sweep's runs, as `sweep.json` names them, relative to it; a path out of it is not followed."""
+    if not path.is_file():
+        return []
+    try:
+        names = [str(run["path"]) for run in _json(path)["runs"]]
+    except (KeyError, TypeError):
+        raise damaged(path, "its 'runs' is not a list of runs with a 'path'") from None
+    return [name for name in names if not ({"..", ""} & set(name.split("/")))]
 
 
 def _json(path: Path) -> dict[str, Any]:

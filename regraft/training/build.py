@@ -43,6 +43,11 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def arithmetic(recipe: Recipe) -> torch.autocast:
+    """The context in which the recipe's network computes, in training and evaluation."""
+    return torch.autocast(device_of(recipe).type, torch.bfloat16, enabled=recipe.training.precision == "bf16")
+
+
 def dataset_of(recipe: Recipe) -> datasets.Dataset:
     """The recipe's data, on its device; events in `model.steps` frames."""
     d = recipe.data

@@ -16,8 +16,7 @@ import torch
 
 import regraft
 from regraft.training.pool import usable_cores
-from regraft.training.run import _flags as processor_flags
-from regraft.training.run import processor
+from regraft.training.run import processor, processor_flags
 
 EXTRAS = {
     "digits": "the data set digits, and with it `regraft train digits`",

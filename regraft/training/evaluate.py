@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
@@ -64,7 +65,7 @@ def _listen(model: nn.Module, totals: dict[str, list[float]]) -> Iterator[Remova
         def hook(_module: nn.Module, _args: Any, out: Any, name: str = name) -> None:
             spikes = out[0] if isinstance(out, tuple) else out
             total = totals.setdefault(name, [0.0, 0.0])
-            total[0] += float(spikes.sum())
+            total[0] += float(spikes.sum(dtype=torch.float32))
             total[1] += spikes.numel()
 
         yield module.register_forward_hook(hook)

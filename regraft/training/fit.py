@@ -6,7 +6,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from regraft.data import plain_batches, training_batches
 from regraft.distill import over_time
 from regraft.errors import Interrupted, TrainingError
-from regraft.training.build import Parts, assemble, augmentation_of, check, device_of, teacher_recipe
+from regraft.training.build import Parts, arithmetic, assemble, augmentation_of, check, device_of, teacher_recipe
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import newest_checkpoint, save_checkpoint
 from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
@@ -77,9 +77,8 @@ def fit(
     with joined() as ranks:
         ranks.first_does(partial(_may_use, folder, recipe, resume))
         parts, teacher_run = _with_teacher(recipe, folder, teacher_run, resume, save_every, watch, ranks)
+        training = _Training(recipe, parts, RunFolder(folder, writes=ranks.first), ranks, save_every, watch)
         with held(folder) if ranks.first else nullcontext():
-            run = RunFolder(folder, writes=ranks.first)
-            training = _Training(recipe, parts, run, ranks, save_every, watch)
             try:
                 with Stop() as stop:
                     training.begin_or_go_on(resume)
@@ -110,6 +109,7 @@ class _Training:
         self._augment = augmentation_of(recipe, parts.data)
         self._born = {name: mask.clone() for name, mask in parts.topology.masks.items()}
         self._frames = frames(parts.topology.every, parts.topology.last_event)
+        self._batches()  # a batch that so many processes cannot share is refused here
 
     def begin_or_go_on(self, resume: bool) -> None:
         """Start the run folder, or read the newest checkpoint."""
@@ -127,27 +127,19 @@ class _Training:
             self.at, self._sums.rows = restore(parts, *checkpoint, self.ranks)
             self._clock.seconds = self.at.seconds
             self.ranks.first_does(partial(run.go_on, self.at.step, self.at.log_bytes))
-            self._tell({"kind": "resume", "epoch": self.at.epoch, "step": self.at.step})
+            density = parts.topology.connections / parts.topology.possible
+            events = len(parts.topology.events)
+            self._tell({"kind": "resume", "step": self.at.step, "density": density, "events": events})
         self._network = self.ranks.wrap(parts.model)
 
     def epoch(self, stop: Stop) -> None:
         """Train from where it stands to the end of the epoch. Raises `Interrupted` once a step is done and saved."""
         parts, at, settings = self.parts, self.at, self.recipe.training
         network, topology, criterion, optimizer = self._network, parts.topology, parts.criterion, parts.optimizer
-        device = device_of(self.recipe)
-        batches = training_batches(
-            parts.data.train,
-            self.recipe.data.batch,
-            seed=self.recipe.seed,
-            epoch=at.epoch,
-            augment=self._augment,
-            start=at.index,
-            part=(self.ranks.rank, self.ranks.world),
-        )
         network.train()
         with self._clock:
-            for x, y in batches:
-                with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            for x, y in self._batches():
+                with arithmetic(self.recipe):
                     logits = network(x)
                     loss = criterion(logits, y, inputs=x)
                 diverged, stopping, due = self.ranks.any(
@@ -184,7 +176,8 @@ class _Training:
         if last and ranks.first:
             batch = recipe.data.batch
             again = training_batches(parts.data.train, batch, seed=recipe.seed, epoch=at.epoch, augment=None)
-            reestimate(parts.model, islice(again, REESTIMATE))
+            with arithmetic(recipe):
+                reestimate(parts.model, islice(again, REESTIMATE))
         if last:
             ranks.align(parts.model)
         self.valid = self._validate()
@@ -215,6 +208,18 @@ class _Training:
             shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
         return result
 
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the batches of the epoch that are still to come."""
+        return training_batches(
+            self.parts.data.train,
+            self.recipe.data.batch,
+            seed=self.recipe.seed,
+            epoch=self.at.epoch,
+            augment=self._augment,
+            start=self.at.index,
+            part=(self.ranks.rank, self.ranks.world),
+        )
+
     def save(self) -> None:
         """A checkpoint of where it stands."""
         self.run.write_maps()
@@ -239,7 +244,8 @@ class _Training:
             return None
         own = None
         if ranks.rank * EVALUATE < len(split):
-            own = evaluate(self.parts.model, plain_batches(split, EVALUATE, part=(ranks.rank, ranks.world)))
+            with arithmetic(self.recipe):
+                own = evaluate(self.parts.model, plain_batches(split, EVALUATE, part=(ranks.rank, ranks.world)))
         return combined([found for found in ranks.gather(own) if found is not None])
 
     def _diverged(self, loss: float, where: str) -> TrainingError:

@@ -45,8 +45,8 @@ def finish(
         raise TrainingError(f"the loss on the test set is {last.loss} at the end of {run.path}: lower training.lr")
     epochs = [r for r in _records(run.path) if r["kind"] == "epoch"]
     valids = {r["epoch"]: r["valid"]["accuracy"] for r in epochs if r["valid"]}
-    cost = measure(model.eval(), list(plain_batches(test, 256)), topology=topology)
-    heard = measure(model, list(plain_batches(parts.data.valid if valid else test, 256)), topology=topology)
+    cost = measure(model.eval(), plain_batches(test, 256), topology=topology)
+    heard = measure(model, plain_batches(parts.data.valid if valid else test, 256), topology=topology)
     taught = teacher_logits(parts, own.logits)
     result = {
         "format": FORMAT,
@@ -109,9 +109,7 @@ def teacher_logits(parts: Parts, own: Tensor) -> Tensor | None:
     return None
 
 
-def teacher_of(
-    recipe: Recipe, parts: Parts, teacher_run: Path | None, logits: Tensor | None
-) -> dict[str, Any] | None:
+def teacher_of(recipe: Recipe, parts: Parts, teacher_run: Path | None, logits: Tensor | None) -> dict[str, Any] | None:
     """What stands beside the student: the teacher's kind, accuracy on the same test set, density, and training time.
 
     `logits` are those of `teacher_logits`.

@@ -232,8 +232,8 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "features": torch.backends.cpu.get_cpu_capability(),
-        "bf16": bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"}),
-        "amx": "amx_tile" in _flags(),
+        "bf16": bool(processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"}),
+        "amx": "amx_tile" in processor_flags(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -255,7 +255,7 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def _flags() -> set[str]:
+def processor_flags() -> set[str]:
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return set(line.partition(":")[2].split())

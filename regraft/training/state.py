@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.errors import RegraftError, RunError
+from regraft.errors import RegraftError, RunError, UsageError
 from regraft.training.build import Parts
 from regraft.training.load import WIRING, network_state
 from regraft.training.ranks import Ranks
@@ -63,8 +63,13 @@ def restore(
 ) -> tuple[Position, Tensor | None]:
     """Put `parts` and the random state where they stood; returns the position, and the sums of the epoch so far.
 
-    Raises `RunError` if the checkpoint is of another network or version.
+    Raises `RunError` if the checkpoint is of another network or version, `UsageError` if of more or fewer processes.
     """
+    if manifest.get("world") != ranks.world:
+        raise UsageError(
+            f"the run was begun by {manifest.get('world')} processes, not {ranks.world}: go on with as many "
+            f"(torchrun --nproc-per-node {manifest.get('world')} -m regraft ...), for its bits depend on it"
+        )
     try:
         kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("model", "optimizer", *WIRING)}
         own: dict[str, Tensor] = {}

@@ -79,7 +79,8 @@ def train_study(
 ) -> list[Path]:
     """Train all arms, each into a folder of its name; what is finished by the same recipe is left as it is.
 
-    With `resume`, what is unfinished is gone on with; `save_every` as in `fit`. Under `torchrun` all processes walk through the arms together.
+    With `resume`, what is unfinished is gone on with; `save_every` as in `fit`. Under `torchrun` all processes walk
+    through the arms together.
 
     Returns the run folders, teachers included, in the order of training.
 
@@ -96,19 +97,21 @@ def train_study(
     paths = {name: folder if single and name == study.name else folder / name for name in whole.arms}
 
     def looked_at() -> dict[str, bool]:
-        """What is finished; what cannot be meant shows now, before minutes of training."""
+        """What is finished; what stands in the way shows now, before minutes of training."""
         done = {name: finished(paths[name], recipe) for name, recipe in whole.arms.items()}
         for name, recipe in whole.arms.items():
             if not done[name]:
                 refuse_another(paths[name], recipe) if resume else refuse_unfinished(paths[name])
-                check(recipe)
-        if not single:
-            _write_order(folder, study.name, list(whole.arms))
         return done
 
     by_hash = {recipe.hash: paths[name] for name, recipe in reversed(list(whole.arms.items()))}  # the first of its kind
     with joined() as ranks:
         done = ranks.first_does(looked_at)
+        for name, recipe in whole.arms.items():
+            if not done[name]:
+                check(recipe)  # what cannot be meant, too
+        if not single:
+            ranks.first_does(lambda: _write_order(folder, study.name, list(whole.arms)))
         for name, recipe in whole.arms.items():
             if done[name]:
                 watch({"run": name, "kind": "skip", "folder": str(paths[name])})

@@ -64,18 +64,17 @@ def test_bad_flags_end_in_one_line(regraft):
 
 
 def leaky(monkeypatch):
-    """The optimiser's step leaves a weight that should be absent."""
-    before = torch.optim.SGD.step
+    """A step leaves weights that should be absent."""
+    before = selftest.training_steps
 
-    def step(self, *args, **kwargs):
-        out = before(self, *args, **kwargs)
-        for group in self.param_groups:
-            for p in group["params"]:
-                with torch.no_grad():
-                    p[p == 0] = 1e-9
-        return out
+    def steps(recipe, parts):
+        for step in before(recipe, parts):
+            with torch.no_grad():
+                for name, mask in parts.topology.masks.items():
+                    parts.model.get_parameter(name)[~mask] = 1e-30
+            yield step
 
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    monkeypatch.setattr(selftest, "training_steps", steps)
 
 
 def shrinking(monkeypatch):
@@ -127,7 +126,6 @@ def lossy(monkeypatch):
     ],
 )
 def test_the_self_test_notices_what_is_broken(monkeypatch, broken, noticed):
-    assert all(check.passed for check in self_test())
     broken(monkeypatch)
     assert noticed in [check.name for check in self_test() if not check.passed]
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-VERBS = ("train", "eval", "report", "list")
+VERBS = ("train", "eval", "report", "data", "sweep", "doctor", "list")
 SMALL = " --data.name standin --data.batch 24 --training.epochs 1 --topology.every 1"
 
 

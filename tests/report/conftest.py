@@ -60,7 +60,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def log_records(epochs: int = 5) -> Iterator[dict[str, Any]]:
+def log_records(epochs: int = 5, distill: float | None = None) -> Iterator[dict[str, Any]]:
     counts = {"stem.weight": 17, "fc.weight": 30}
     layers = {n: {"connections": counts[n], "of": int(np.prod(s)), "shape": s} for n, s in LAYERS.items()}
     yield {"kind": "birth", "step": 0, "layers": layers, "density": 0.0996, "mask_hash": "a"}
@@ -74,7 +74,7 @@ def log_records(epochs: int = 5) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
         yield {
             "kind": "epoch", "epoch": epoch, "step": 3 * epoch, "seconds": 1.0, "lr": 0.1,
-            "train": {"loss": 2 / epoch, "accuracy": 0.5, "label_loss": 1 / epoch, "distill_loss": None},
+            "train": {"loss": 2 / epoch, "accuracy": 0.5, "label_loss": 1 / epoch, "distill_loss": distill},
             "valid": {"loss": 2.1 / epoch, "accuracy": 0.6}, "rates": {"conv": 0.2, "fc": 0.1},
         }  # fmt: skip
 
@@ -146,7 +146,7 @@ def write(tmp_path: Path) -> Write:
         }
         (path / "recipe.yaml").write_text(yaml.safe_dump(merge(settings, recipe or {}), sort_keys=False))
         (path / "environment.json").write_text(json.dumps({"regraft": "0.1.0", "torch": "2.13.0"}))
-        lines = [json.dumps(record) for record in (records or list(log_records()))]
+        lines = [json.dumps(record) for record in (records or log_records(distill=changes.get("teacher") and 0.5))]
         (path / "log.jsonl").write_text("\n".join(lines) + "\n")
         save_file({**wiring(), **births()} if maps is None else maps, path / "wiring.safetensors")
         save_file(last(), path / "last.safetensors")
@@ -169,6 +169,6 @@ def dense(write: Write) -> Path:
         accuracy__valid_selected=0.98,
         connections={"existing": 472, "of": 472},
         density={"connections": 1.0, "parameters": 1.0, "operations": 1.0, "synaptic": None},
-        synops={"acs": 200_000.0, "macs": 40_000.0, "macs_repeated": 160_000.0, "steps": 4},
+        synops=RESULT["synops"] | {"acs": 200_000.0, "macs": 40_000.0, "macs_repeated": 160_000.0},
         agreement=None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -12,12 +13,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from regraft.errors import UsageError
 from regraft.report import find_runs, read_run, write_report
-from regraft.report.figures import MAP_BUDGET, compact, pack_maps, page_data
+from regraft.report.figures import MAP_BUDGET, compact, frontier, pack_maps, page_data, thinned
 from regraft.report.runs import read_wiring
 
+LAYERS = ("stem.weight", "fc.weight")
 TEACHER = {"kind": "sparse", "accuracy": 0.9, "density": 0.02, "seconds": 18.0}
 EVIL = "</script><script>alert(1)</script><!--\u2028&"
 
@@ -75,6 +78,11 @@ def test_names_cannot_escape_into_the_page(write, page):
     assert "<script>alert" not in text
     assert "<!--" not in text
     assert EVIL in {run["label"] for run in json.loads(parsed.data)["runs"]}
+
+
+def test_half_a_character_does_not_stop_the_page(write, page):
+    write("odd \ud800", folder="odd")
+    assert "odd ?" in page()
 
 
 def test_the_data_are_the_numbers_of_the_log(write, page):
@@ -261,3 +269,157 @@ def test_the_room_needs_no_torch():
     code = "import sys, regraft.report; print(sorted({'torch', 'scipy', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SECTIONS = ("results", "learning", "wiring", "structure", "activity", "cost", "distillation", "calibration", "recipe")
+FIGURES = {
+    "frontier", "connections-frontier", "accuracy", "loss", "maps", "fields", "degrees", "densities", "exchange",
+    "survival", "exploration", "rates", "raster", "neurons", "cascade", "teachers", "parts", "calibration",
+}  # fmt: skip
+
+
+def test_every_section_and_figure_has_its_place(write, page):
+    write("reverse", teacher=TEACHER)
+    tags = Tags(page()).tags
+    found = [attributes["id"] for tag, attributes in tags if tag == "section"]
+    assert found == list(SECTIONS)
+    assert {attributes["data-figure"] for _, attributes in tags if "data-figure" in attributes} == FIGURES
+
+
+def test_controls_can_be_named_and_reached(page):
+    tags = Tags(page()).tags
+    for tag, attributes in tags:
+        if tag == "input" and attributes["type"] == "range":
+            assert attributes["aria-label"]
+        if tag == "div" and attributes.get("role") == "group":
+            assert attributes["aria-label"]
+        assert attributes.get("tabindex", "0") == "0"
+
+
+def test_the_data_of_layers_are_those_of_the_files(write, page):
+    path = write("sparse")
+    run = next(run for run in data_of(page())["runs"] if run["label"] == "sparse")
+    masks = {name: load_file(path / "last.safetensors")[f"masks/{name}"] for name in LAYERS}
+    assert tuple(entry["layer"] for entry in run["degrees"]) == LAYERS
+    assert run["degrees"][1]["in"]["mean"] == pytest.approx(masks["fc.weight"].sum() / 10, rel=1e-4)
+    born = load_file(path / "wiring.safetensors")["birth/stem.weight"] != 0
+    assert (run["fields"]["born"], run["fields"]["kept"]) == (born.sum(), (born & masks["stem.weight"]).sum())
+    assert [layer["layer"] for layer in run["raster"]["layers"]] == ["conv", "fc"]
+    assert run["structure"]["survival"] == [1.0, 0.9, 0.8, 0.7]
+    assert run["structure"]["number"] == [0, 1, 2, 3]
+    assert run["result"]["calibration"]["student"]["ece"] == 0.05
+
+
+def test_what_a_folder_lacks_is_said(write, page):
+    path = write("old", maps={f"00000000/{name}": np.ones((2, 2), np.int32) for name in LAYERS})
+    for name in ("activity", "last"):
+        (path / f"{name}.safetensors").unlink()
+    result = json.loads((path / "result.json").read_text())
+    for key in ("calibration", "agreement", "bytes"):
+        del result[key]
+    del result["synops"]["dense"], result["neurons"]["layers"]
+    (path / "result.json").write_text(json.dumps(result))
+    records = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        record.pop("survival", None)
+    (path / "log.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = " ".join(Tags(page()).words.split())
+    for what in ("spikes", "receptive fields", "degrees", "calibration", "size", "way from dense"):
+        assert f"No {what} of old: " in words
+    assert "No survival of the first connections of old: " in words
+    assert "No wiring maps" not in words
+
+
+def test_nothing_is_said_to_be_missing_where_all_is_there(write, page):
+    write("reverse", teacher=TEACHER)
+    assert "No " not in Tags(page()).words.replace("No connection", "")
+
+
+def test_agreement_and_size_are_written_out(write, page):
+    write("reverse", teacher=TEACHER)
+    words = " ".join(Tags(page()).words.split())
+    assert "reverse sparse 80.0 75.0 20.0 4.0 1.0" in words
+    assert "reverse 2,000 400 (20.0 %) 300 (15.0 %)" in words
+
+
+def test_the_frontier_is_of_arms_not_of_seeds(write):
+    def arm(name, values, acs, existing):
+        for seed, value in enumerate(values):
+            write(
+                name, folder=f"{name}{seed}", seed=seed, accuracy__last=value, synops__acs=acs, synops__macs=0.0,
+                connections__existing=existing,
+            )  # fmt: skip
+
+    arm("dense", [0.97, 0.99], 1000.0, 472)
+    arm("good", [0.94, 0.96], 100.0, 47)
+    arm("dominated", [0.99, 0.90], 200.0, 47)
+    study = write("cheap", accuracy__last=0.5, synops__acs=10.0, synops__macs=0.0, connections__existing=47).parent
+    runs = find_runs(study)
+    named = {runs[point["run"]].name: point for point in frontier(runs)}
+    assert {name: point["best_operations"] for name, point in named.items()} == {
+        "dense": True, "good": True, "dominated": False, "cheap": True,
+    }  # fmt: skip
+    assert {name for name, point in named.items() if point["best_connections"]} == {"dense", "good"}
+    good = named["good"]
+    assert (good["accuracy"], good["low"], good["high"], good["n"]) == (0.95, 0.94, 0.96, 2)
+    assert good["seeds"] == [[100.0, 47, 0.94], [100.0, 47, 0.96]]
+    assert good["operations"] == 100.0
+
+
+def test_thinning_keeps_ends_and_what_is_asked_for():
+    assert thinned(range(5), 10) == [0, 1, 2, 3, 4]
+    few = thinned(range(1000), 20, [77, 500])
+    assert {0, 999, 77, 500} <= set(few)
+    assert 20 <= len(few) <= 22
+    assert few == sorted(few)
+
+
+def test_many_long_runs_stay_below_the_limit(write, tmp_path):
+    """24 arms of 19 layers, 400 epochs and 300 events: coarser, but one file that opens."""
+    names = [f"blocks.{n}.conv.weight" for n in range(19)]
+    layers = {name: {"connections": 9_000, "of": 90_000, "shape": [64, 64, 3, 3]} for name in names}
+    records = [{"kind": "birth", "step": 0, "layers": layers, "density": 0.1, "mask_hash": "a"}]
+    moved, kept = dict.fromkeys(names, 1234), dict.fromkeys(names, 9_000)
+    for epoch in range(1, 401):
+        if epoch <= 300:
+            records.append(
+                {"kind": "event", "step": 10 * epoch, "dropped": moved, "grown": moved, "connections": kept,
+                 "density": 0.1, "exploration": 0.3, "survival": 0.4}
+            )  # fmt: skip
+        records.append(
+            {"kind": "epoch", "epoch": epoch, "step": 10 * epoch, "train": {"loss": 1 / epoch, "accuracy": 0.123456},
+             "valid": {"loss": 1.23456, "accuracy": 0.654321}, "rates": dict.fromkeys(names, 0.123456)}
+        )  # fmt: skip
+    rng = np.random.default_rng(0)
+    maps = {f"{step:08d}/{n}": rng.integers(0, 9, (64, 64)).astype(np.int32) for step in (0, 10, 50) for n in names}
+    for k in range(24):
+        study = write(f"arm {k}", records=records, maps=maps).parent
+    page = write_report(find_runs(study), tmp_path / "r.html")
+    assert page.stat().st_size < 1_500_000
+    runs = data_of(page.read_text("utf-8"))["runs"]
+    assert len(runs) == 24
+    assert runs[0]["structure"]["number"][-1] == 300
+    assert runs[0]["epochs"]["epoch"][-1] == 400
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_page_without_an_error(write, page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here")
+    write("reverse", teacher=TEACHER)
+    page()
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom",
+        (tmp_path / "out" / "report.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    drawn = Tags(done.stdout).tags
+    hidden = {attributes.get("id") for tag, attributes in drawn if tag == "section" and "hidden" in attributes}
+    assert hidden == set()
+    assert not {attributes["data-figure"] for _, attributes in drawn if {"data-figure", "hidden"} <= set(attributes)}
+    assert sum(tag == "svg" for tag, _ in drawn) >= 20
+    assert sum(tag == "canvas" for tag, _ in drawn) >= len(LAYERS) + 2

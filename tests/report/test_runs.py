@@ -48,10 +48,17 @@ def test_a_run_folder_is_a_study_of_one(write):
     assert [run.name for run in find_runs(write("sparse"))] == ["sparse"]
 
 
-def test_what_training_moved_aside_is_no_arm(write):
-    study = write("sparse").parent
-    write("sparse", folder="sparse.unfinished-1", finished=False)
-    assert [run.folder.name for run in find_runs(study)] == ["sparse"]
+def test_the_runs_of_a_sweep_are_found_in_its_order(write):
+    sweep = write("b", folder="b/seed-0").parents[1]
+    for folder in ("a/seed-1", "a/seed-0"):
+        write("a", folder=folder)
+    paths = ["b/seed-0", "a/seed-0", "a/seed-1", "a/seed-2", "../outside"]
+    (sweep / "sweep.json").write_text(json.dumps({"runs": [{"path": path} for path in paths]}))
+    assert [run.folder.relative_to(sweep).as_posix() for run in find_runs(sweep)] == paths[:3]
+    for damage in ("[]", '{"runs": 3}', '{"runs": [{}]}', "{"):
+        (sweep / "sweep.json").write_text(damage)
+        with pytest.raises(RunError, match=r"sweep\.json"):
+            find_runs(sweep)
 
 
 def test_labels_tell_seeds_and_folders_apart(write):
@@ -125,7 +132,21 @@ def _text(name: str, text: str | bytes):
     return lambda path: (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
+LAUGHS = "a0: &a0 [1, 2]\n" + "".join(f"a{k}: &a{k} [{', '.join(9 * [f'*a{k - 1}'])}]\n" for k in range(1, 20))
+CIRCLE = "name: &me\n  inner: *me\n"
+
 DAMAGE = [
+    ("recipe.yaml", _text("recipe.yaml", LAUGHS), "more than 10,000 values"),
+    ("recipe.yaml", _text("recipe.yaml", CIRCLE), "more than 10,000 values"),
+    ("recipe.yaml", _text("recipe.yaml", "name: !!timestamp x"), "not YAML"),
+    ("recipe.yaml", _text("recipe.yaml", 500 * "[" + 500 * "]"), "not YAML"),
+    ("result.json", _text("result.json", 100_000 * "["), "not JSON"),
+    ("result.json", _edit("result.json", lambda r: r["accuracy"].update(last=1.5)), "accuracy.last"),
+    ("result.json", _edit("result.json", lambda r: r["synops"].update(acs=-1)), "synops.acs"),
+    ("result.json", _edit("result.json", lambda r: r.update(teacher=[])), "teacher.accuracy"),
+    ("result.json", _edit("result.json", lambda r: r["calibration"]["student"].update(count=[1])), "calibration"),
+    ("log.jsonl", _edit_log("event", lambda r: r.update(survival=2)), "survival"),
+    ("log.jsonl", _edit_log("epoch", lambda r: r.update(epoch=float("nan"))), "epoch"),
     ("recipe.yaml", _text("recipe.yaml", "a: [1"), "not YAML"),
     ("recipe.yaml", _text("recipe.yaml", "- 1"), "mapping"),
     ("recipe.yaml", _text("recipe.yaml", b"\xff\xfe\x00"), "UTF-8"),
@@ -147,6 +168,16 @@ DAMAGE = [
     ("log.jsonl", _edit_log("event", lambda r: r.pop("density")), "density"),
     ("log.jsonl", _edit_log("birth", lambda r: r["layers"]["fc.weight"].pop("of")), "fc.weight"),
 ]
+
+
+def test_what_earlier_versions_did_not_write_may_be_missing(write):
+    path = write("old")
+    result = json.loads((path / "result.json").read_text())
+    for key in ("neurons", "bytes", "agreement", "calibration", "teacher"):
+        del result[key]
+    del result["synops"]["dense"]
+    (path / "result.json").write_text(json.dumps(result))
+    assert read_run(path).finished
 
 
 @pytest.mark.parametrize(("name", "spoil", "says"), DAMAGE)

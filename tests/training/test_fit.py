@@ -230,7 +230,9 @@ def plain_training(recipe) -> nn.Module:
     warm = math.floor(0.2 * steps)
     step = 0
     for epoch in range(1, epochs + 1):
-        for x, y in datasets.training_batches(data.train, batch, seed=recipe.seed, epoch=epoch, augment=data.augmentation):
+        for x, y in datasets.training_batches(
+            data.train, batch, seed=recipe.seed, epoch=epoch, augment=data.augmentation
+        ):
             rise = (step + 1) / warm if step < warm else 1
             fall = 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) if step >= warm else 1
             for group in optimizer.param_groups:
