@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .PHONY: run test lint peers proofs bench clean
 
 run: $(VENV)/.ready
-	$(BIN)/regraft train digits
+	$(BIN)/regraft train digits --resume
 
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

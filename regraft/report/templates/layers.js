@@ -139,9 +139,9 @@ function showDegrees(run) {
     const sides = [["in", "in-degree"], ["out", "out-degree"]];
     return element("div", { class: "map" }, element("h4", {}, layerName(layer.layer)),
       ...sides.flatMap(([side, caption]) => [
-        element("p", {}, element("span", {}, caption), element("span", {}, "mean ", element("b", {}, Number(layer[side].mean.toPrecision(3)).toLocaleString("en")))),
+        element("p", {}, element("span", {}, side), layer[side].zero ? element("span", { class: "minus" }, `${count(layer[side].zero)} at 0`) : null,
+          element("span", {}, "mean ", element("b", {}, Number(layer[side].mean.toPrecision(3)).toLocaleString("en")))),
         bars(layer[side], colourOf(run), caption),
-        layer[side].zero ? element("p", {}, element("span", { class: "minus" }, `${count(layer[side].zero)} without any`)) : null,
       ]));
   }));
 }

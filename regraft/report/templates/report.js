@@ -320,6 +320,6 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 function redraw() { for (const draw of charts) draw(); }
 let width = 0;
 new ResizeObserver(() => {
-  if (document.body.clientWidth !== width) { width = document.body.clientWidth; redraw(); }
+  if (document.body.clientWidth !== width) { width = document.body.clientWidth; requestAnimationFrame(redraw); } // later: drawing changes heights
 }).observe(document.body);
 setTheme(document.documentElement.dataset.theme);
