@@ -104,7 +104,7 @@ class Path:
 REST = Path()
 WAVE = Path(0.4, -0.5, width=0.4, height=0.08, ky=2, lag=np.pi / 2)
 # y points down, so this turns clockwise on the left arm, which points to the right of the image.
-ROUND = Path(0.45, -0.05, width=0.5, height=0.5)
+ROUND = Path(0.42, -0.05, width=0.55, height=0.55)
 BACK = replace(ROUND, height=-ROUND.height)
 CLAP = Path(-0.05, 0.3, width=0.27)
 ROLL = Path(-0.2, 0.35, width=0.12, height=0.27)

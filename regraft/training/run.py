@@ -90,7 +90,7 @@ class RunFolder:
             with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise RunError(f"cannot write {self.path / 'log.jsonl'}: {error.strerror}") from None
+            raise _cannot_log(self.path, error) from None
 
     def log_bytes(self) -> int:
         """Length of the log, all of it on the disk."""
@@ -101,7 +101,7 @@ class RunFolder:
                 os.fsync(file.fileno())
                 return file.tell()
         except OSError as error:
-            raise RunError(f"cannot write {self.path / 'log.jsonl'}: {error.strerror}") from None
+            raise _cannot_log(self.path, error) from None
 
     def born(self, name: str, weight: Tensor) -> None:
         """Remember the first layer's weights as they were at birth; absent connections are 0."""
@@ -151,6 +151,10 @@ def frames(every: int, last_event: int) -> frozenset[int]:
     """
     events = last_event // every
     return frozenset(every * math.ceil(events * (i + 1) / min(events, FRAMES)) for i in range(min(events, FRAMES)))
+
+
+def _cannot_log(path: Path, error: OSError) -> RunError:
+    return RunError(f"cannot write {path / 'log.jsonl'}: {error.strerror}. What was saved before is untouched")
 
 
 def _step(key: str) -> int:
