@@ -112,14 +112,14 @@ def dropout(tiny: Any, changes: dict[str, Any]) -> Recipe:
 def test_kill_9_a_full_disk_and_a_read_only_folder_lose_nothing(tmp_path):
     """A few of the 200 kills of `results/interruptions.json`; a small disk where the machine lets it be mounted."""
     script = Path(__file__).parents[2] / "benchmarks" / "interruptions.py"
-    command = [sys.executable, str(script), "--kills", "5", "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, str(script), "--kills", "3", "--json", str(tmp_path / "found.json")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     kills = found["kill_9"]
-    assert kills["kills"] >= 5
+    assert kills["kills"] >= 3
     assert kills["unreadable"] == []
     assert kills["runs_equal_to_the_uninterrupted_one"] == kills["runs"]
     for lost in (found["full_disk"], found["read_only_folder"]):
