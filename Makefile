@@ -35,7 +35,10 @@ proofs: $(VENV)/.ready-dev
 bench: $(VENV)/.ready peers
 	$(BIN)/python benchmarks/rewiring_cost.py --json results/rewiring_cost.json
 	$(BIN)/python benchmarks/synops_vs_peers.py --json results/synops_vs_peers.json
-	$(BIN)/python benchmarks/compare_arms.py digits_teachers --baseline alone --out results/digits_teachers
+	$(BIN)/python benchmarks/two_processes.py --json results/two_processes.json
+	$(BIN)/python benchmarks/interruptions.py --json results/interruptions.json
+	$(BIN)/regraft sweep digits_teachers --seed 0 1 2 3 4 --threads 1
+	$(BIN)/python benchmarks/compare_arms.py runs/digits_teachers-sweep --baseline alone --out results/digits_teachers
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

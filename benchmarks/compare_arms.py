@@ -1,9 +1,10 @@
-"""All arms of a recipe over several seeds: mean, standard deviation, and a verdict on each against a baseline.
+"""Finished runs over several seeds: mean and standard deviation of each arm, and a verdict against a baseline.
 
-    python benchmarks/compare_arms.py digits_teachers --baseline alone --seeds 0 1 2 3 4 --out results/digits_teachers
+    regraft sweep digits_teachers --seed 0 1 2 3 4 --threads 1 --out runs/teachers
+    python benchmarks/compare_arms.py runs/teachers --baseline alone --out results/digits_teachers
 
-Finished runs are skipped. Keeps `result.json`, `recipe.yaml` and the compressed log of each run in `--out`, and writes
-`verdicts.md` and `report.html` there; the networks themselves stay in `--runs`.
+Keeps `result.json`, `recipe.yaml`, `environment.json` and the compressed log of each run in `--out`, and writes
+`verdicts.md` there; the networks themselves stay where they are.
 """
 
 from __future__ import annotations
@@ -11,47 +12,27 @@ from __future__ import annotations
 import argparse
 import gzip
 import shutil
-import sys
 from pathlib import Path
 
-import torch
-
-from regraft.report import by_arm, compare, find_runs, summary, write_report
-from regraft.training import load_study, train_study
+from regraft.report import by_arm, compare, find_runs, summary
+from regraft.report.runs import Run
 
 
 def main() -> None:
-    """Train what is missing, then judge."""
+    """Copy what is worth keeping, and judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
+    parser.add_argument("runs", type=Path)
     parser.add_argument("--baseline", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-
-    runs = []
-    for seed in options.seeds:
-        study = load_study(options.recipe, {"seed": seed})
-        folder = options.runs / options.recipe / f"seed-{seed}"
-        command = f"regraft train {options.recipe} --seed {seed}"
-        for path in train_study(study, folder, watch=show, command=command):
-            keep(path, options.out / f"seed-{seed}" / path.name)
-        runs += find_runs(folder)
-    students = [run for run in runs if run.result and run.result["name"] != "teacher"]
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = verdicts(students, options.baseline, "python " + " ".join(sys.argv))
-    (options.out / "verdicts.md").write_text(text, encoding="utf-8")
-    write_report(runs, options.runs / options.recipe / "report.html", baseline=options.baseline)
+    given = parser.parse_args()
+    runs = [run for run in find_runs(given.runs) if run.result]
+    for run in runs:
+        keep(run.folder, given.out / run.folder.relative_to(given.runs))
+    students = [run for run in runs if not run.folder.relative_to(given.runs).parts[0].startswith("teacher")]
+    commands = sorted({run.result["command"] for run in runs if run.result})
+    text = verdicts(students, given.baseline, commands)
+    (given.out / "verdicts.md").write_text(text, encoding="utf-8")
     print(text)
-
-
-def show(record: dict) -> None:
-    """One line a finished arm."""
-    if record["kind"] == "epoch" and record["epoch"] % 10 == 0:
-        print(record["run"], "epoch", record["epoch"], "validation", record["valid"]["accuracy"], flush=True)
 
 
 def keep(run: Path, target: Path) -> None:
@@ -63,9 +44,9 @@ def keep(run: Path, target: Path) -> None:
         file.write((run / "log.jsonl").read_bytes())
 
 
-def verdicts(runs: list, baseline: str, command: str) -> str:
+def verdicts(runs: list[Run], baseline: str, commands: list[str]) -> str:
     """A Markdown page: accuracy by arm, and paired differences to the baseline, for both choices of an epoch."""
-    lines = [f"`{command}`", ""]
+    lines = [*(f"`{command}`" for command in commands), ""]
     for which in ("last", "selected"):
         values = by_arm(runs, which)
         over = summary(values)

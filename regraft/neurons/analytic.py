@@ -93,8 +93,9 @@ class _Multistep(torch.autograd.Function):
         steps = len(charged)
         grads = _like(charged[0], steps // repeat)
         wide = torch.float64 if charged[0].dtype == torch.float64 else torch.float32
-        learns = learnt is not None and ctx.needs_input_grad[2]
-        total = torch.zeros((), dtype=wide, device=charged[0].device) if learns else None
+        total = None
+        if learnt is not None and ctx.needs_input_grad[2]:
+            total = torch.zeros((), dtype=wide, device=charged[0].device)
         for t in reversed(range(steps)):
             u = charged[t]
             g = grads[t] if repeat == 1 else grads[0] if t == steps - 1 else torch.empty_like(grads[0])
@@ -112,8 +113,8 @@ class _Multistep(torch.autograd.Function):
                 else:
                     g.add_(grad_v)
             if total is not None:
-                if t > 0 or state is not None:
-                    before = state if t == 0 else _after(charged[t - 1], threshold, amount)
+                before = _after(charged[t - 1], threshold, amount) if t > 0 else state
+                if before is not None:
                     total += (g * before).sum(dtype=wide)
                 if decay_input:
                     total -= (g * x[t if repeat == 1 else 0]).sum(dtype=wide)
@@ -124,8 +125,7 @@ class _Multistep(torch.autograd.Function):
         onto_state = grad_v if state is not None else None
         if decay_input:
             grads = (1 - decay) * grads
-        onto_decay = None if total is None else total.to(learnt.dtype)
-        return grads, onto_state, onto_decay, None, None, None, None, None, None
+        return grads, onto_state, total, None, None, None, None, None, None  # autograd gives `total` the decay's type
 
 
 def _like(step: Tensor, steps: int) -> Tensor:

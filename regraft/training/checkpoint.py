@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -28,7 +27,8 @@ KEPT = 2
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-    """`path` (safetensors) and `path` with suffix `.json`: the manifest with format version and sha256.
+    """`path` (safetensors) and `path` with suffix `.json`: the manifest with format version, sha256 of the tensors and
+    `digest`, that of the manifest itself.
 
     Two files cannot be replaced at once, so the manifest goes first and holds the old one too (`before`): whichever
     of the two data files a crash leaves, its manifest is there.
@@ -36,6 +36,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[s
     """
     data = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     new = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **manifest}
+    new["digest"] = _digest(new)
     before = _valid_manifest(path)
     write_json(path.with_suffix(".json"), new if before is None else {**new, "before": before})
     write_bytes(path, data)
@@ -51,7 +52,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     manifest = read_manifest(path)
     try:
         return load(path.read_bytes()), manifest
-    except SafetensorError as error:
+    except Exception as error:  # what is no tensor raises whatever it finds: SafetensorError, KeyError, TypeError, ...
         raise RunError(f"{path} is damaged: {error}") from None
 
 
@@ -74,7 +75,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} has format {manifest.get('format')!r}; this version of regraft reads format {FORMAT}")
     if manifest.get("sha256") != digest:
         raise RunError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
+    if "digest" in manifest and manifest["digest"] != _digest(manifest):
+        raise RunError(f"{beside} is damaged: its digest is not that of what it says")
     return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 over what a manifest says, as it is when it has been read again."""
+    said = json.loads(json.dumps({key: v for key, v in manifest.items() if key not in ("digest", "before")}))
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _valid_manifest(path: Path) -> dict[str, Any] | None:
@@ -101,6 +110,11 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], manifes
                 (folder / f"{old:010d}{suffix}").unlink()
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has saved where it stood, be it damaged since."""
+    return bool(_steps(run / FOLDER))
+
+
 def newest_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint of a run that is whole; None if none was ever written.
 
@@ -124,9 +138,8 @@ def newest_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | N
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; half a pair was never finished, and is none."""
+    """Steps of the checkpoints in `folder`, ascending; a manifest alone was never finished, for the data come last."""
     if not folder.is_dir():
         return []
-    names = {path.name for path in folder.iterdir()}
-    found = (re.fullmatch(r"(\d{10})\.safetensors", name) for name in names)
-    return sorted(int(m[1]) for m in found if m and f"{m[1]}.json" in names)
+    found = (re.fullmatch(r"(\d{10})\.safetensors", path.name) for path in folder.iterdir())
+    return sorted(int(m[1]) for m in found if m)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """The value as indented JSON, by `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left; nobody else may write to `folder` now."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if re.fullmatch(r"\..+\.\d+", path.name):
+                path.unlink()
 
 
 def _settle(folder: Path) -> None:

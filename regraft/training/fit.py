@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +19,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from regraft.data import plain_batches, training_batches
 from regraft.distill import over_time
-from regraft.errors import Interrupted, TrainingError
+from regraft.errors import Interrupted, RunError, TrainingError
 from regraft.training.build import Parts, arithmetic, assemble, augmentation_of, check, device_of, teacher_recipe
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
-from regraft.training.checkpoint import newest_checkpoint, save_checkpoint
+from regraft.training.checkpoint import newest_checkpoint, read_manifest, save_checkpoint
 from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
 from regraft.training.load import load, save
 from regraft.training.ranks import Ranks, joined, weighted
@@ -123,14 +122,36 @@ class _Training:
             run.map(0, dict(parts.topology.masks))
             self._log(_birth(parts))
         else:
+            if checkpoint[1].get("recipe_hash") != self.recipe.hash:
+                raise RunError(
+                    f"{run.path / CHECKPOINTS}: the checkpoint does not fit this recipe: it is of another one"
+                )
             same_threads(checkpoint[1])
             self.at, self._sums.rows = restore(parts, *checkpoint, self.ranks)
+            self._check_position()
             self._clock.seconds = self.at.seconds
-            self.ranks.first_does(partial(run.go_on, self.at.step, self.at.log_bytes))
+            self.ranks.first_does(self._go_on)
             density = parts.topology.connections / parts.topology.possible
             events = len(parts.topology.events)
             self._tell({"kind": "resume", "step": self.at.step, "density": density, "events": events})
         self._network = self.ranks.wrap(parts.model)
+
+    def _go_on(self) -> None:
+        """Take the run folder back to the checkpoint; the network chosen so far must be there at the end."""
+        if self.at.best >= 0:
+            read_manifest(self.run.path / "best.safetensors")
+        self.run.go_on(self.at.step, self.at.log_bytes, self.at.log_sha256)
+
+    def _check_position(self) -> None:
+        """Raise `RunError` unless epoch, batch and step are of one moment, and the sums reach up to it."""
+        at, rows = self.at, self._sums.rows
+        batches = self.parts.steps // self.recipe.training.epochs
+        shape = (0, 0) if rows is None else tuple(rows.shape)
+        expected = (at.index, len(_Sums.NAMES)) if at.index else (0, 0)
+        if at.epoch > self.epochs or at.step != (at.epoch - 1) * batches + at.index or not at.index <= batches:
+            raise RunError(f"the checkpoint does not fit this recipe: step {at.step} is not in epoch {at.epoch}")
+        if shape != expected:
+            raise RunError(f"the checkpoint does not fit this recipe: sums of {list(shape)} at batch {at.index}")
 
     def epoch(self, stop: Stop) -> None:
         """Train from where it stands to the end of the epoch. Raises `Interrupted` once a step is done and saved."""
@@ -199,14 +220,9 @@ class _Training:
         at.epoch, at.index = at.epoch + 1, 0
 
     def finish(self, teacher_run: Path | None, command: str | None) -> dict[str, Any]:
-        """Measure, write the result, and let go of what only a resume needed."""
+        """Measure, and write the result."""
         recipe, parts, seconds = self.recipe, self.parts, self._clock.seconds
-        result = self.ranks.first_does(
-            lambda: finish(self.run, recipe, parts, seconds, self.valid, teacher_run, command)
-        )
-        if self.ranks.first:
-            shutil.rmtree(self.run.path / CHECKPOINTS, ignore_errors=True)
-        return result
+        return self.ranks.first_does(lambda: finish(self.run, recipe, parts, seconds, self.valid, teacher_run, command))
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the batches of the epoch that are still to come."""
@@ -224,6 +240,7 @@ class _Training:
         """A checkpoint of where it stands."""
         self.run.write_maps()
         self.at.seconds, self.at.log_bytes = self._clock.seconds, self.run.log_bytes()
+        self.at.log_sha256 = self.run.log_sha256()
         tensors, manifest = capture(self.parts, self.at, self._sums.rows, self.ranks)
         if self.run.writes:
             save_checkpoint(self.run.path, self.at.step, tensors, {"recipe_hash": self.recipe.hash, **manifest})
@@ -341,12 +358,14 @@ class _Clock:
 class _Sums:
     """Means over the batches of an epoch, kept on the device until asked for: one row a batch."""
 
+    NAMES = ("loss", "accuracy", "label_loss", "distill_loss")
+
     def __init__(self) -> None:
         self._values: list[Tensor] = []
 
     @property
     def rows(self) -> Tensor | None:
-        return torch.stack(self._values) if self._values else None
+        return torch.stack([row.cpu() for row in self._values]) if self._values else None
 
     @rows.setter
     def rows(self, rows: Tensor | None) -> None:
@@ -357,9 +376,8 @@ class _Sums:
         self._values.append(torch.stack([loss.detach(), right, parts["label"], parts["distill"]]).float())
 
     def means(self, ranks: Ranks) -> dict[str, float]:
-        names = ("loss", "accuracy", "label_loss", "distill_loss")
         own = torch.stack([row.cpu() for row in self._values]).mean(dim=0)
-        return dict(zip(names, torch.stack(ranks.gather(own)).mean(dim=0).tolist(), strict=True))
+        return dict(zip(self.NAMES, torch.stack(ranks.gather(own)).mean(dim=0).tolist(), strict=True))
 
 
 def _birth(parts: Parts) -> dict[str, Any]:

@@ -63,8 +63,11 @@ def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
     with torch.random.fork_rng(devices=[]):
         try:
             model = model_of(recipe, Form(**manifest["data"]))
-        except (KeyError, TypeError):
-            raise RunError(f"{folder / f'{which}.json'} is damaged: it does not say what the data were like") from None
+        except RegraftError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+            what = f"it does not say what the data were like ({type(error).__name__}: {error})"
+            raise RunError(f"{folder / f'{which}.json'} is damaged: {what}") from None
     try:
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
@@ -72,6 +75,6 @@ def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
         topology = topology_of(recipe, model, int(manifest["steps"]))
         model.load_state_dict(state.pop("model"))
         topology.load_state_dict({**manifest["topology"], **state})
-    except (RegraftError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RegraftError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{folder}: the saved network does not fit its recipe ({error})") from None
     return Loaded(model.eval(), topology, recipe)

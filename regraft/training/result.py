@@ -144,7 +144,7 @@ def trained_teacher(folder: Path) -> dict[str, Any]:
         }
     except OSError:
         raise RunError(f"{folder} holds no finished run: it has no result.json") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(f"{folder / 'result.json'} is damaged: train the run again") from None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
@@ -23,7 +24,8 @@ from torch import Tensor
 import regraft
 from regraft.errors import RunError, UsageError
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
-from regraft.training.files import write_bytes, write_json
+from regraft.training.checkpoint import has_checkpoint
+from regraft.training.files import remove_temporaries, write_bytes, write_json
 from regraft.training.recipe import Recipe, differences, load_recipe, write_yaml
 
 LOCK = ".lock"
@@ -41,6 +43,7 @@ class RunFolder:
         self.path = path
         self.writes = writes
         self._maps: dict[str, np.ndarray] = {}
+        self._digest = hashlib.sha256()
 
     def begin(self, recipe: Recipe) -> None:
         """Write what is known before training, over what a run without any checkpoint left. Folders in it stay.
@@ -54,43 +57,61 @@ class RunFolder:
         try:
             for file in [file for file in self.path.iterdir() if file.is_file() and file.name != LOCK]:
                 file.unlink()
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)  # of a write that a crash cut short
             write_yaml(recipe, self.path / "recipe.yaml")
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}") from None
         write_json(self.path / "environment.json", environment())
 
-    def go_on(self, step: int, log_bytes: int) -> None:
+    def go_on(self, step: int, log_bytes: int, log_sha256: str = "") -> None:
         """Take log and maps back to where they were at the checkpoint of `step`, and note this machine.
 
-        Raises `RunError` if one of them is missing or damaged.
+        Raises `RunError` if one of them is missing or damaged; nothing is changed then.
         """
         if not self.writes:
             return
         path = self.path / "log.jsonl"
         try:
-            if path.stat().st_size < log_bytes:
+            log = path.read_bytes()[:log_bytes]
+            if len(log) < log_bytes:
                 raise RunError(f"{path} is damaged: it is shorter than the checkpoint of step {step} says")
-            os.truncate(path, log_bytes)
+            digest = hashlib.sha256(log)
+            if log_sha256 and digest.hexdigest() != log_sha256:
+                raise RunError(
+                    f"{path} is damaged: it is not the one that the checkpoint of step {step} was saved with"
+                )
             maps = load_arrays((self.path / "wiring.safetensors").read_bytes())
+            kept = {key: value for key, value in maps.items() if key.startswith("birth/") or _step(key) <= step}
             described = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
             resumed = [*described.get("resumed", []), {"step": step, **environment()}]
+            described = {**described, "resumed": resumed}
         except OSError as error:
             raise RunError(f"cannot go on in {self.path}: {error.filename}: {error.strerror}") from None
-        except (ValueError, AttributeError, TypeError, RecursionError, SafetensorError) as error:
+        except RunError:
+            raise
+        except Exception as error:  # what is no tensor raises whatever it finds
             what = f"wiring.safetensors or environment.json is damaged ({error})"
             raise RunError(f"cannot go on in {self.path}: {what}") from None
-        self._maps = {key: value for key, value in maps.items() if key.startswith("birth/") or _step(key) <= step}
-        write_json(self.path / "environment.json", {**described, "resumed": resumed})
+        write_json(self.path / "environment.json", described)
+        try:
+            os.truncate(path, log_bytes)
+        except OSError as error:
+            raise _cannot_log(self.path, error) from None
+        for folder in (self.path, self.path / CHECKPOINTS):
+            remove_temporaries(folder)
+        self._maps, self._digest = kept, digest
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
         if not self.writes:
             return
+        line = (json.dumps(record) + "\n").encode()
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with (self.path / "log.jsonl").open("ab") as file:
+                file.write(line)
         except OSError as error:
             raise _cannot_log(self.path, error) from None
+        self._digest.update(line)
 
     def log_bytes(self) -> int:
         """Length of the log, all of it on the disk."""
@@ -102,6 +123,10 @@ class RunFolder:
                 return file.tell()
         except OSError as error:
             raise _cannot_log(self.path, error) from None
+
+    def log_sha256(self) -> str:
+        """Of the log as this process knows it."""
+        return self._digest.hexdigest()
 
     def born(self, name: str, weight: Tensor) -> None:
         """Remember the first layer's weights as they were at birth; absent connections are 0."""
@@ -122,6 +147,8 @@ class RunFolder:
 def held(path: Path) -> Iterator[None]:
     """Make the folder, and keep every other process from training into it; a process that dies lets go.
 
+    A run that has its result keeps neither the lock nor what only a resume needs.
+
     Raises `RunError` if another one holds it, or the folder cannot be made.
     """
     lock = FileLock(path / LOCK, timeout=0)
@@ -138,6 +165,7 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         if (path / "result.json").exists():  # nobody can train here any more
+            shutil.rmtree(path / CHECKPOINTS, ignore_errors=True)
             with contextlib.suppress(OSError):
                 (path / LOCK).unlink()
         lock.release()
@@ -170,7 +198,7 @@ def refuse_finished(path: Path) -> None:
 
 def refuse_unfinished(path: Path) -> None:
     """Raise `RunError` if `path` holds an unfinished run with a checkpoint: there is something to go on with."""
-    if (path / "recipe.yaml").exists() and any((path / CHECKPOINTS).glob("*.json")):
+    if (path / "recipe.yaml").exists() and has_checkpoint(path):
         raise RunError(
             f"{path} holds an unfinished run: go on with --resume, choose another folder (--out), or remove it"
         )
@@ -185,7 +213,12 @@ def refuse_another(path: Path, recipe: Recipe) -> None:
     except UsageError as error:
         raise RunError(f"{path / 'recipe.yaml'} is damaged: {error}") from None
     if begun.hash != recipe.hash:
-        changed = {k: v for k, v in differences(begun, recipe).items() if k != "name"}
+        changed = {k: v for k, v in differences(begun, recipe).items() if k not in ("name", "data.folder")}
+        if not changed:  # 8 and 8.0 in options are equal, and yet two settings
+            raise UsageError(
+                f"{path} was begun with other options of model or data: "
+                f"resume with the recipe it was begun with ({path / 'recipe.yaml'}), or choose another folder (--out)"
+            )
         first = next(iter(changed))
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         was = differences(recipe, begun)[first]
@@ -201,7 +234,7 @@ def finished(path: Path, recipe: Recipe) -> bool:
         found = json.loads((path / "result.json").read_text(encoding="utf-8"))["recipe_hash"]
     except OSError:
         return False
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(
             f"{path / 'result.json'} is damaged: move the folder away, or choose another with --out"
         ) from None

@@ -36,12 +36,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """What a YAML text says. Raises `UsageError`, with the line, where it is none; `where` names it."""
     try:
         return yaml.load(text, _Loader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:  # a date such as 2024-99-99; an unhashable key
+    except Exception as error:  # whatever Python raises gets out of PyYAML: '!!timestamp x' is an AttributeError
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         what = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UsageError(

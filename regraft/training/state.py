@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,11 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from regraft.errors import RegraftError, RunError, UsageError
+from regraft.structure import Event
 from regraft.training.build import Parts
 from regraft.training.load import WIRING, network_state
 from regraft.training.ranks import Ranks
+from regraft.training.values import hints
+
+THREADS = 4096  # more than any machine has; with far more the system's thread library ends the process
+_UNFIT = "the checkpoint does not fit this recipe and this version of regraft"
+_MISFITS = (
+    *(RegraftError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError),
+    TypeCheckError,
+)
+_MOVING = ("lr", "_last_lr", "last_epoch", "_step_count", "_get_lr_called_within_step", "_is_initial")  # torch's names
 
 
 @dataclass
@@ -21,7 +33,7 @@ class Position:
     """Where the loop stands, between two optimiser steps.
 
     `epoch` is counted from 1, `index` is the next batch of it, `step` the optimiser steps taken; `best` the best
-    accuracy on the validation split so far, `seconds` the time of training, `log_bytes` the length of the log,
+    accuracy on the validation split so far, `seconds` the time of training, `log_bytes` and `log_sha256` the log,
     `silent` the layers that were warned of.
     """
 
@@ -31,6 +43,7 @@ class Position:
     best: float = -1.0
     seconds: float = 0.0
     log_bytes: int = 0
+    log_sha256: str = ""
     silent: list[str] = field(default_factory=list)
 
 
@@ -65,10 +78,12 @@ def restore(
 
     Raises `RunError` if the checkpoint is of another network or version, `UsageError` if of more or fewer processes.
     """
-    if manifest.get("world") != ranks.world:
+    if not isinstance(manifest.get("world"), int):
+        raise RunError(f"{_UNFIT} (it does not say how many processes saved it)")
+    if manifest["world"] != ranks.world:
         raise UsageError(
-            f"the run was begun by {manifest.get('world')} processes, not {ranks.world}: go on with as many "
-            f"(torchrun --nproc-per-node {manifest.get('world')} -m regraft ...), for its bits depend on it"
+            f"the run was begun by {manifest['world']} processes, not {ranks.world}: go on with as many "
+            f"(torchrun --nproc-per-node {manifest['world']} -m regraft ...), for its bits depend on it"
         )
     try:
         kinds: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("model", "optimizer", *WIRING)}
@@ -79,8 +94,14 @@ def restore(
                 own[name] = tensor
             elif kind in kinds:
                 kinds[kind][name] = tensor
+        at = _position(manifest["position"], manifest["topology"])
+        _check_memory(kinds)
         parts.model.load_state_dict(kinds.pop("model"))
-        parts.optimizer.load_state_dict(_optimizer_state(kinds.pop("optimizer"), manifest["optimizer"]))
+        state = _optimizer_state(kinds.pop("optimizer"), manifest["optimizer"])
+        _check_alike(state["param_groups"], parts.optimizer.state_dict()["param_groups"], "optimizer")
+        parts.optimizer.load_state_dict(state)
+        _check_optimizer(parts.optimizer)
+        _check_alike(manifest["schedule"], parts.schedule.state_dict(), "schedule")
         parts.schedule.load_state_dict(dict(manifest["schedule"]))
         parts.topology.load_state_dict({**manifest["topology"], **kinds})
         taught = {name.removeprefix("teacher/"): t for name, t in own.items() if name.startswith("teacher/")}
@@ -88,15 +109,84 @@ def restore(
         torch.set_rng_state(own["random"])
         if "random_cuda" in own:
             torch.cuda.set_rng_state(own["random_cuda"])
-        return Position(**manifest["position"]), own.get("sums")
-    except (RegraftError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RunError(f"the checkpoint does not fit this recipe and this version of regraft ({error})") from None
+        return at, own.get("sums")
+    except _MISFITS as error:
+        raise RunError(f"{_UNFIT} ({error})") from None
+
+
+def _position(saved: Mapping[str, Any], wiring: Mapping[str, Any]) -> Position:
+    """Where the loop stood. What is wrong here would otherwise show in the middle of training, or never."""
+    at = Position(**saved)
+    _check_types(asdict(at), Position)
+    for event in wiring["events"]:
+        _check_types(event, Event)
+    if min(at.epoch - 1, at.index, at.step, at.log_bytes, at.seconds) < 0 or wiring["step"] != at.step:
+        raise ValueError(f"it stands nowhere: {at}")
+    return at
+
+
+def _check_types(values: Mapping[str, Any], kind: type) -> None:
+    for name, hint in hints(kind).items():
+        check_type(values[name], hint, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        if isinstance(values[name], bool) or (isinstance(values[name], float) and not math.isfinite(values[name])):
+            raise TypeError(f"{name} is {values[name]}")
+
+
+def _check_alike(saved: Any, like: Any, where: str) -> None:
+    """Raise unless `saved` is `like`, a setting that the recipe gives; what moves with the steps has its type."""
+    if isinstance(like, Mapping):
+        if not isinstance(saved, Mapping) or saved.keys() != like.keys():
+            raise TypeError(f"{where} has other entries")
+        for key, value in like.items():
+            _check_alike(saved[key], value, f"{where}.{key}")
+    elif isinstance(like, list | tuple):
+        if not isinstance(saved, list | tuple) or len(saved) != len(like):
+            raise TypeError(f"{where} has another length")
+        for one, value in zip(saved, like, strict=True):
+            _check_alike(one, value, where)
+    elif isinstance(like, float):
+        if type(saved) not in (int, float) or not math.isfinite(saved):
+            raise TypeError(f"{where} is {saved!r}")
+    elif type(saved) is not type(like):
+        raise TypeError(f"{where} is {saved!r}")
+    if isinstance(like, int | float) and saved != like and where.rpartition(".")[2] not in _MOVING:
+        raise ValueError(f"{where} is {saved!r}, here it is {like!r}")
+
+
+def _check_memory(kinds: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """The gradients that wiring remembers are as large as the layers they are of."""
+    for kind in ("saliency", "average"):
+        for name, tensor in kinds[kind].items():
+            if tensor.shape != kinds["masks"][name].shape or not tensor.is_floating_point():
+                raise ValueError(f"{kind} of {name} is {tensor.dtype} {list(tensor.shape)}")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Each parameter has the same entries, and an entry is a number for all of them or as large as each is itself."""
+    entries = {frozenset(state) for state in optimizer.state.values()}
+    if len(entries) > 1 or not all(isinstance(parameter, Tensor) for parameter in optimizer.state):
+        raise ValueError("what the optimiser keeps is not the same for all parameters")
+    for key in next(iter(entries), ()):
+        shapes = {parameter: getattr(state[key], "shape", None) for parameter, state in optimizer.state.items()}
+        numbers = set(shapes.values()) in ({None}, {torch.Size([])})
+        if not numbers and any(shape != parameter.shape for parameter, shape in shapes.items()):
+            raise ValueError(f"{key} of the optimiser is not as large as what it is of")
+        values = [state[key] for state in optimizer.state.values() if state[key] is not None]
+        if numbers and not all(not torch.is_tensor(v) or v.is_floating_point() for v in values):
+            raise ValueError(f"{key} of the optimiser is no real number")
+        if numbers and not all(0 <= float(value) < math.inf for value in values):
+            raise ValueError(f"{key} of the optimiser is no count")
 
 
 def same_threads(manifest: Mapping[str, Any]) -> None:
-    """Compute with as many threads as before: sums are split among them, so their number is part of the bits."""
+    """Compute with as many threads as before: sums are split among them, so their number is part of the bits.
+
+    Raises `RunError` if the checkpoint does not say how many.
+    """
     saved = manifest.get("threads")
-    if isinstance(saved, int) and saved > 0 and saved != torch.get_num_threads():
+    if type(saved) is not int or not 0 < saved <= THREADS:
+        raise RunError(f"{_UNFIT} (it was saved with {saved!r} threads)")
+    if saved != torch.get_num_threads():
         warnings.warn(f"going on with {saved} threads, as the run was begun, so that its bits stay", stacklevel=2)
         torch.set_num_threads(saved)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -12,6 +13,11 @@ from typing import Any
 from regraft.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 1.0  # seconds; `timeout` and some schedulers send one request to a process and to its group, so it comes twice
+
+
+class _AtOnce(KeyboardInterrupt):
+    """Raised by a signal wherever the code stands, so no `except Exception` on its way may take it for a failure."""
 
 
 class Stop:
@@ -22,6 +28,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self._since = 0.0
         self._idle = False
         self._before: dict[int, Any] = {}
 
@@ -39,15 +46,20 @@ class Stop:
         """Within, everything is on disk that cannot be made again: a signal raises `Interrupted` at once."""
         if self.asked is not None:
             raise Interrupted(self.asked)
-        self._idle = True
         try:
-            yield
-        finally:
-            self._idle = False
+            self._idle = True
+            try:
+                yield
+            finally:
+                self._idle = False
+        except _AtOnce:
+            raise Interrupted(self.asked or signal.SIGTERM) from None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.asked is not None:
+            if time.monotonic() - self._since < AGAIN:
+                return
             raise KeyboardInterrupt
-        self.asked = number
+        self.asked, self._since = number, time.monotonic()
         if self._idle:
-            raise Interrupted(number)
+            raise _AtOnce

@@ -130,8 +130,9 @@ def _write_order(folder: Path, name: str, arms: list[str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = json.loads(path.read_text(encoding="utf-8"))["arms"] if path.exists() else []
+        kept = before if set(arms) <= set(before) else arms
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        before = []
-    write_json(path, {"name": name, "arms": before if set(arms) <= set(before) else arms})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        kept = arms
+    write_json(path, {"name": name, "arms": kept})

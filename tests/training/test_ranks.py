@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -13,6 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from regraft.training.build import assemble
+from regraft.training.ranks import Ranks
+from regraft.training.run import RunFolder
 
 RECIPE = """\
 name: tiny
@@ -121,6 +126,89 @@ def children(pid: int) -> list[int]:
 def rank_of(pid: int) -> int:
     words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next((int(word[5:]) for word in words if word.startswith(b"RANK=")), -1)
+
+
+COLLECTIVES = """\
+import sys, torch
+from torch import nn
+from regraft.errors import RunError
+from regraft.training.build import assemble
+from regraft.training.ranks import joined
+from regraft.training.recipe import load_recipe
+from regraft.training.state import Position, capture, restore
+
+def refuse():
+    raise RunError("only the first one knows")
+
+with joined() as ranks:
+    other = ranks.rank == 1
+    assert ranks.any(other, False, not other) == (True, False, True)
+    assert ranks.gather(ranks.rank) == [0, 1]
+    assert ranks.first_does(lambda: ranks.rank) == 0
+    try:
+        ranks.first_does(refuse)
+    except RunError as error:
+        assert "only the first" in str(error)
+    else:
+        raise AssertionError("it was to be refused everywhere")
+
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean.fill_(ranks.rank)
+    ranks.align(norm)
+    assert norm.running_mean.tolist() == [0, 0, 0]
+
+    torch.manual_seed(5)
+    alone = torch.rand(1)
+    torch.manual_seed(5)
+    ranks.seed_apart(5)
+    draws = ranks.gather(torch.rand(1))
+    assert draws[0] == alone and draws[0] != draws[1]
+
+    parts = assemble(load_recipe("tiny.yaml"))
+    x, y = parts.data.train.x[:4].float(), parts.data.train.y[:4]
+    parts.criterion(parts.model(x), y, inputs=x).backward()
+    parts.optimizer.step()
+    torch.manual_seed(ranks.rank)
+    own = Position(step=1, index=1), torch.full((1, 4), float(ranks.rank))
+    saved = capture(parts, *own, ranks)
+    expected = torch.rand(1)
+    torch.manual_seed(9)
+    _, sums = restore(parts, *saved, ranks)
+    assert sums.tolist() == own[1].tolist(), "each has its own sums"
+    assert torch.rand(1) == expected, "and its own random state"
+"""
+
+
+def test_what_all_ranks_do_together(here):
+    recipe()
+    Path("collectives.py").write_text(COLLECTIVES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = done([*launch, "collectives.py"])
+    assert found.returncode == 0, found.stderr
+
+
+class Alone(Ranks):
+    """One rank of several, as it works on its own share."""
+
+    def gather(self, value):
+        return [value]
+
+
+def test_each_rank_has_its_share_of_training_and_validation(tiny, tmp_path, monkeypatch):
+    """The whole set on each of them would give the same figures, and cost as much as one process."""
+    module = importlib.import_module("regraft.training.fit")
+    monkeypatch.setattr(module, "EVALUATE", 4)
+    parts = assemble(tiny())
+
+    def training(ranks):
+        return module._Training(tiny(), parts, RunFolder(tmp_path), ranks, 1.0, lambda record: None)
+
+    whole, *shares = (training(ranks) for ranks in (Ranks(), Alone(0, 2), Alone(1, 2)))
+    for (x, _), *pieces in zip(whole._batches(), *(share._batches() for share in shares), strict=True):
+        assert torch.cat([piece for piece, _ in pieces]).equal(x)
+    found = [share._validate() for share in shares]
+    assert sum(one.samples for one in found) == len(parts.data.valid)
+    assert module.combined(found).loss == pytest.approx(whole._validate().loss, rel=1e-5)
 
 
 def test_wirings_that_differ_stop_the_run_clearly(here):
