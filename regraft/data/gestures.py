@@ -58,13 +58,13 @@ class Ranges:
 
 
 TRAIN = Ranges(
-    scale=(7.5, 9.5),
-    across=(-4.5, 4.5),
-    down=(-4, 1),
-    tempo=(0.5, 0.85),
+    scale=(7.4, 9.6),
+    across=(-5, 5),
+    down=(-6, 3),
+    tempo=(0.5, 0.87),
     amplitude=(0.85, 1.15),
     posture=(-0.06, 0.06),
-    contrast=(0.8, 1.4),
+    contrast=(0.75, 1.45),
     sway=(0.3, 0.7),
     jitter=(0, 0.2),
     noise=(0.02, 0.2),
@@ -72,8 +72,8 @@ TRAIN = Ranges(
 )
 TEST = Ranges(
     scale=(7.1, 9.9),
-    across=(-5, 5),
-    down=(-4.5, 1.5),
+    across=(-5.5, 5.5),
+    down=(-6.5, 3.5),
     tempo=(0.46, 0.92),
     amplitude=(0.8, 1.2),
     posture=(-0.08, 0.08),
