@@ -293,6 +293,7 @@ def _cpuinfo() -> list[str]:
 
 
 def processor_flags() -> set[str]:
+    """What the processor can do, in the words of the operating system; empty where it does not say."""
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return set(line.partition(":")[2].split())

@@ -293,7 +293,8 @@ def test_a_changed_recipe_is_named_setting_by_setting(stopped, tiny):
 
 
 def test_where_the_data_lie_and_the_name_may_change(stopped, tiny):
-    fit(tiny({"name": "moved", "data.folder": "elsewhere"}), stopped, resume=True)
+    result = fit(tiny({"name": "moved", "data.folder": "elsewhere"}), stopped, resume=True)
+    assert result["name"] == "moved"
 
 
 def test_a_run_that_never_saved_begins_anew(stopped, tiny, tmp_path):
