@@ -1,0 +1,258 @@
+"""A network seen as segments: where a normalisation, a neuron and a pooling follow each other and nothing else looks.
+
+Only modules whose `forward` is known to be the same list of calls each time are taken apart: `nn.Sequential`, the
+blocks of `regraft.models`, and graphs that `spiking()` made. Of anything else only the neurons are executed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from regraft.execution.fused import BatchNorm
+from regraft.models.resnet import BasicBlock
+from regraft.neurons import LIF
+
+_ADD = (operator.add, torch.add, "add")
+_CONTAINERS = (nn.Sequential, BasicBlock)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One or two inputs, added; before each a normalisation or none; behind them a neuron and a 2x2 pooling or none."""
+
+    norms: tuple[BatchNorm | None, ...]
+    neuron: LIF
+    pool: nn.MaxPool2d | None = None
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """In the order of their calls."""
+        return [m for m in (*self.norms, self.neuron, self.pool) if m is not None]
+
+    def plain(self, *inputs: Tensor) -> Tensor:
+        """What the modules compute by themselves."""
+        terms = [y if norm is None else norm(y) for norm, y in zip(self.norms, inputs, strict=True)]
+        spikes = self.neuron(terms[0] if len(terms) == 1 else terms[0] + terms[1])
+        return spikes if self.pool is None else self.pool(spikes)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a value in a `Program`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a program: a module, a segment, or a function."""
+
+    what: Segment | Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    slot: int
+    done: tuple[int, ...] = ()  # slots that nobody reads after this call
+
+
+@dataclass(frozen=True)
+class Program:
+    """The calls of a module's `forward`, and the containers whose own `forward` is thereby never called."""
+
+    calls: tuple[Call, ...]
+    slots: int
+    result: Any
+    containers: tuple[nn.Module, ...]
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [call.what for call in self.calls if isinstance(call.what, Segment)]
+
+    def run(self, x: Tensor, run_segment: Callable[..., Tensor]) -> Tensor:
+        """What `forward(x)` returns; segments are computed by `run_segment(segment, *inputs)`."""
+        values: list[Any] = [None] * self.slots
+        values[0] = x
+        for call in self.calls:
+            args, kwargs = _filled(call.args, values), _filled(call.kwargs, values)
+            if isinstance(call.what, Segment):
+                values[call.slot] = run_segment(call.what, *args)
+            else:
+                values[call.slot] = call.what(*args, **kwargs)
+            for slot in call.done:
+                values[slot] = None
+        return _filled(self.result, values)
+
+
+def plan(model: nn.Module) -> Iterator[tuple[nn.Module, Program]]:
+    """Modules to be executed, with their programs: the largest that can be taken apart and hold a neuron."""
+    if isinstance(model, LIF):
+        yield model, Program((Call(Segment((None,), model), (Slot(0),), {}, 1),), 2, Slot(1), ())
+    elif _known(model) and any(isinstance(module, LIF) for module in model.modules()):
+        yield model, _program(model)
+    else:
+        for child in model.children():
+            yield from plan(child)
+
+
+def _known(module: nn.Module) -> bool:
+    return type(module) in _CONTAINERS or isinstance(module, fx.GraphModule)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not _known(m)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A segment in a graph: its inputs, and the nodes that it replaces, of which the last becomes its call."""
+
+    segment: Segment
+    inputs: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+
+
+def _program(root: nn.Module) -> Program:
+    graph = _Tracer().trace(root)
+    found = [_around(node, root) for node in graph.nodes if isinstance(_module(node, root), LIF)]
+    calls: dict[fx.Node, _Found] = {each.nodes[-1]: each for each in found}
+    inside = {node for each in found for node in each.nodes[:-1]}
+    slots: dict[fx.Node, Slot] = {}
+    program: list[Call] = []
+    result: Any = None
+    for node in graph.nodes:
+        if node in inside:
+            continue
+        here = Slot(len(slots))
+        if node.op == "output":
+            result = _slotted(node.args[0], slots)
+            continue
+        if node in calls:
+            args = tuple(slots[value] for value in calls[node].inputs)
+            program.append(Call(calls[node].segment, args, {}, here.index))
+        elif node.op != "placeholder":
+            args, kwargs = _slotted(node.args, slots), _slotted(node.kwargs, slots)
+            program.append(Call(_target(node, root), args, dict(kwargs), here.index))
+        slots[node] = here
+    containers = tuple(module for module in root.modules() if module is not root and _known(module))
+    return Program(_freeing(program, result), len(slots), result, containers)
+
+
+def _around(neuron: fx.Node, root: nn.Module) -> _Found:
+    """The largest segment around a neuron."""
+    module: Any = _module(neuron, root)
+    (before,) = neuron.all_input_nodes
+    nodes, terms = [neuron], [before]
+    if _adds(before) and len(before.users) == 1:
+        nodes.insert(0, before)
+        terms = list(before.all_input_nodes)
+    norms, inputs = [], []
+    for term in terms:
+        norm = _module(term, root)
+        alone = isinstance(norm, BatchNorm) and len(term.users) == 1
+        norms.append(norm if alone else None)
+        inputs.append(term.all_input_nodes[0] if alone else term)
+        nodes = [term, *nodes] if alone else nodes
+    pool = None
+    if len(neuron.users) == 1 and _halves(_module(behind := next(iter(neuron.users)), root)):
+        pool = _module(behind, root)
+        nodes.append(behind)
+    return _Found(Segment(tuple(norms), module, pool), tuple(inputs), tuple(nodes))
+
+
+def _adds(node: fx.Node) -> bool:
+    """Whether the node is the plain sum of two tensors."""
+    return node.target in _ADD and not node.kwargs and len(node.args) == 2 and len(node.all_input_nodes) == 2
+
+
+def _halves(module: nn.Module | None) -> bool:
+    if type(module) is not nn.MaxPool2d or module.ceil_mode or module.return_indices:
+        return False
+    settings = (module.kernel_size, module.stride, module.padding, module.dilation)
+    pairs = [(value, value) if isinstance(value, int) else tuple(value) for value in settings]
+    return pairs == [(2, 2), (2, 2), (0, 0), (1, 1)]
+
+
+def _module(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _target(node: fx.Node, root: nn.Module) -> Callable[..., Any]:
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))
+    if node.op == "get_attr":
+        return _Attribute(root, str(node.target))
+    return _Method(node.target) if isinstance(node.target, str) else node.target
+
+
+@dataclass(frozen=True)
+class _Attribute:
+    """Reads what may have been replaced since: a parameter or buffer of the root."""
+
+    root: nn.Module
+    path: str
+
+    def __call__(self) -> Any:
+        return operator.attrgetter(self.path)(self.root)
+
+
+@dataclass(frozen=True)
+class _Method:
+    name: str
+
+    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(value, self.name)(*args, **kwargs)
+
+
+def _slotted(value: Any, slots: dict[fx.Node, Slot]) -> Any:
+    """`value` with slots in the places of nodes."""
+    if isinstance(value, fx.Node):
+        return slots[value]
+    if isinstance(value, tuple | list):
+        return tuple(_slotted(item, slots) for item in value)
+    if isinstance(value, dict):
+        return {key: _slotted(item, slots) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_slotted(part, slots) for part in (value.start, value.stop, value.step)))
+    return value
+
+
+def _freeing(calls: list[Call], result: Any) -> tuple[Call, ...]:
+    """The calls, each with the slots that it is the last to read."""
+    later = set(_slots(result))
+    kept = []
+    for call in reversed(calls):
+        read = {*_slots(call.args), *_slots(call.kwargs)} - later
+        later |= read
+        kept.append(replace(call, done=tuple(sorted(read))))
+    return tuple(reversed(kept))
+
+
+def _slots(value: Any) -> Iterator[int]:
+    if isinstance(value, Slot):
+        yield value.index
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _slots(item)
+    elif isinstance(value, dict):
+        yield from _slots(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from _slots((value.start, value.stop, value.step))
+
+
+def _filled(value: Any, values: list[Any]) -> Any:
+    """`value` with what lies in its slots."""
+    if isinstance(value, Slot):
+        return values[value.index]
+    if isinstance(value, tuple | list):
+        return type(value)(_filled(item, values) for item in value)
+    if isinstance(value, dict):
+        return {key: _filled(item, values) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_filled(part, values) for part in (value.start, value.stop, value.step)))
+    return value
