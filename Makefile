@@ -49,7 +49,7 @@ $(VENV)/bin/python:
 	else $(PYTHON) -m venv $(VENV); fi
 	$(PIP) install "pip>=25.1"
 
-$(VENV)/.ready: $(VENV)/bin/python pyproject.toml
+$(VENV)/.ready: $(VENV)/bin/python pyproject.toml setup.py $(wildcard regraft/kernels/src/*)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install $(TORCH)
 	$(PIP) install --editable ".[digits,stats]"
 	@touch $@

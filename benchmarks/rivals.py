@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import regraft
+from regraft.execution import execute
 from regraft.models import resnet19, vgg16
 from regraft.models.network import SpikingNetwork
 from regraft.models.resnet import BasicBlock
@@ -158,7 +158,7 @@ class Training:
         reference = self.workload.reference()
         if self.variant.library == "regraft":
             if self.variant.tuned:
-                regraft.execute(reference)
+                execute(reference)
             return reference, _nothing
         kit = KITS[self.variant.library](self.variant.tuned)
         return Rival(reference, kit, once=self.variant.tuned), kit.between_steps

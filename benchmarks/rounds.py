@@ -237,15 +237,10 @@ def rows(
 
 def cpu_features() -> str:
     """The processor's features that decide the speed of a training step, in the words of Linux."""
-    from regraft.training.run import processor_flags
+    from regraft.training.processor import processor_flags
 
     flags = processor_flags()
     return " ".join(feature for feature in FEATURES if feature in flags) or "unknown"
-
-
-def fast_at_bf16() -> bool:
-    """Whether the processor multiplies in bfloat16 itself."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_features().split())
 
 
 def topology() -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from rivals import LEARNING_RATE, MOMENTUM, VARIANTS, WORKLOADS, Variant, Workload, autocast, make
-from rounds import Job, Task, compare, cpu_features, fast_at_bf16, interleave, losses, start
+from rounds import Job, Task, compare, cpu_features, interleave, losses, start
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -31,6 +31,8 @@ import regraft
 from regraft.data import Augmentation, training_batches
 from regraft.data.cifar import CIFAR100_FACTS
 from regraft.data.splits import Split
+from regraft.execution import execute
+from regraft.training.processor import fast_bf16
 from regraft.training.run import environment
 
 EVERY = 100
@@ -72,7 +74,7 @@ class Whole:
         self.model = self.workload.reference()
         self.topology = regraft.Topology(self.model, DENSITY, "rigl", steps=1_000_000, every=EVERY)
         if self.variant.tuned:
-            regraft.execute(self.model)
+            execute(self.model)
         self.optimizer = torch.optim.SGD(self.model.parameters(), LEARNING_RATE, MOMENTUM)
         _mark(self.topology, "_before_step", "masks")
         _mark(self.topology, "_after_step", "masks")
@@ -257,7 +259,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="samples a step; unless given, each workload's own")
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
-    names = given.variants or [name for name in own if fast_at_bf16() or not VARIANTS[name].bf16]
+    names = given.variants or [name for name in own if fast_bf16() or not VARIANTS[name].bf16]
     document: dict[str, Any] = {"environment": environment() | {"threads": given.threads}, "rows": []}
     for workload in given.workload:
         for name in names:

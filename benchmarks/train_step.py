@@ -30,7 +30,6 @@ from rounds import (
     STEPS,
     Job,
     cpu_features,
-    fast_at_bf16,
     fastest,
     interleave,
     losses,
@@ -39,6 +38,8 @@ from rounds import (
     start,
     topology,
 )
+
+from regraft.training.processor import fast_bf16
 
 QUICK = {
     "workloads": ["cifar", "dvs"],
@@ -105,7 +106,7 @@ def measure(workload: str, planned: list[Job], batch: int, loss_batch: int, roun
 
 def table(found: list[dict[str, Any]]) -> str:
     """A line a variant: seconds, memory, how many times faster than each reference, losses."""
-    against = list(dict.fromkeys(row["against"] for row in found))
+    against = sorted({row["against"] for row in found}, key=[*VARIANTS, *(name + ONE_THREAD for name in ALONE)].index)
     lines = [f"{'variant':<26}{'s/step':>9}{'MB':>7}  " + "".join(f"{'x ' + name:<28}" for name in against) + "losses"]
     for variant in dict.fromkeys(row["variant"] for row in found):
         own = {row["against"]: row for row in found if row["variant"] == variant}
@@ -134,7 +135,7 @@ def main() -> None:
     names = given.variants or [
         name
         for name, variant in VARIANTS.items()
-        if (fast_at_bf16() or not variant.bf16) and (not given.quick or name.removesuffix("-bf16") in QUICK["variants"])
+        if (fast_bf16() or not variant.bf16) and (not given.quick or name.removesuffix("-bf16") in QUICK["variants"])
     ]
     rounds = given.rounds or (QUICK["rounds"] if given.quick else 7)
     document = _document(given.threads, rounds)

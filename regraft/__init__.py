@@ -29,6 +29,7 @@ _HOME = {
     "LabelSmoothing": "regraft.distill",
     "measure": "regraft.metrics",
     "remove_neurons": "regraft.metrics",
+    "execute": "regraft.execution",
     "Recipe": "regraft.training",
     "fit": "regraft.training.fit",
     "evaluate": "regraft.training.evaluate",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         StepTeacher,
         VirtualTeacher,
     )
+    from regraft.execution import execute
     from regraft.metrics import measure, remove_neurons
     from regraft.neurons import IF, LIF, PLIF
     from regraft.neurons.spiking import spiking

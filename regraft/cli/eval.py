@@ -39,9 +39,10 @@ def run(arguments: list[str]) -> int:
         raise UsageError(f"batch is {given.batch}: give at least 1")
     loaded = load(given.folder, given.which)
     recipe = override(loaded.recipe, {"training.device": "auto"})  # it may have been trained on another machine
-    model = loaded.model.to(device_of(recipe))
+    device = device_of(recipe)
+    model = loaded.model.to(device)
     batches = list(plain_batches(dataset_of(recipe).test, given.batch))
-    with arithmetic(recipe):
+    with arithmetic(device, loaded.precision):
         found = evaluate(model, batches)
     print(f"accuracy {found.accuracy:.4f} on {found.samples} test samples ({given.which}), loss {found.loss:.4f}\n")
     print(measure(model, batches, topology=loaded.topology))

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regraft.errors import UsageError
-from regraft.execution import native
+from regraft.execution.engines import engine
 from regraft.execution.fire import fire_of
+from regraft.execution.fused import BatchNorm
 from regraft.execution.fused import segment as fused_segment
 from regraft.execution.plan import Program, Segment, plan
 
@@ -20,8 +20,7 @@ def execute(model: nn.Module) -> Execution:
 
     Replaces `forward` on the instances of its containers; classes, names, parameters, `state_dict`, hooks and copies
     stay what they are. Where a fast path cannot serve (other types, hooks on a layer inside, no kernels) the layers
-    are called as before. Gradients are of first order only. Call it once the network is built: layers that are put in
-    afterwards are not seen.
+    are called as before. Gradients are of first order only. Layers put in afterwards are seen once it is called again.
 
     >>> from regraft.models import tiny_vgg
     >>> net = tiny_vgg()
@@ -29,12 +28,10 @@ def execute(model: nn.Module) -> Execution:
     >>> net(torch.rand(5, 1, 8, 8)).shape
     torch.Size([4, 5, 10])
     >>> execution.detach()
-
-    Raises:
-        UsageError: for a model that is executed already.
     """
-    if any(isinstance(vars(module).get("forward"), _Forward) for module in model.modules()):
-        raise UsageError(f"{type(model).__name__} is executed already: call .detach() of the first execution before")
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), _Forward):
+            del module.forward
     execution = Execution()
     for module, program in plan(model):
         forward = _Forward(module, program)
@@ -56,7 +53,8 @@ class Execution:
     def detach(self) -> None:
         """Give every module its own `forward` back."""
         for forward in self.forwards:
-            vars(forward.module).pop("forward", None)
+            if vars(forward.module).get("forward") is forward:
+                del forward.module.forward
         self.forwards.clear()
 
     def __str__(self) -> str:
@@ -64,8 +62,14 @@ class Execution:
         for segment in self.segments:
             names = " + ".join("norm" if norm is not None else "input" for norm in segment.norms)
             pool = " -> pool" if segment.pool is not None else ""
-            lines.append(f"{names} -> {type(segment.neuron).__name__}{pool}: {why_not(segment) or 'fused'}")
+            lines.append(f"{names} -> {type(segment.neuron).__name__}{pool}: {why_not(segment) or self._path}")
         return "\n".join(lines) or "no neuron of regraft was found"
+
+    @property
+    def _path(self) -> str:
+        devices = {p.device.type for forward in self.forwards for p in forward.module.parameters()} or {"cpu"}
+        lacking = [device for device in devices if engine(device) is None]
+        return f"plain: no kernels for {', '.join(lacking)}" if lacking else "fused"
 
 
 class _Forward:
@@ -83,19 +87,21 @@ class _Forward:
 
 def run_segment(segment: Segment, *inputs: Tensor) -> Tensor:
     """The segment's spikes, fused where that can be."""
-    if why_not(segment) or _unfit(segment, inputs):
-        return segment.plain(*inputs)
+    kernels = engine(inputs[0].device.type)
+    if kernels is None or why_not(segment) or _unfit(segment, inputs, kernels):
+        # In half precision the fast path rounds only what it stores; so does this one.
+        kind = inputs[0].dtype
+        wide = [y.float() for y in inputs] if kind in (torch.bfloat16, torch.float16) else inputs
+        return segment.plain(*wide).to(kind)
     how = fire_of(segment.neuron)
     assert how is not None
-    pool = segment.pool is not None and _can_pool(inputs[0])
+    pool = segment.pool is not None and _can_pool(inputs[0], kernels)
     spikes = fused_segment(how, segment.neuron.decay, inputs, segment.norms, pool)
     return spikes if pool or segment.pool is None else segment.pool(spikes)
 
 
 def why_not(segment: Segment) -> str | None:
-    """Why a segment's modules are called one by one; None if they need not."""
-    if not native.available():
-        return "plain: the kernels were not built"
+    """What of a segment's modules asks for them to be called one by one; None if nothing does."""
     if hooked := next((m for m in segment.modules if _hooked(m)), None):
         return f"plain: a hook looks at the {type(hooked).__name__}"
     if fire_of(segment.neuron) is None:
@@ -103,31 +109,31 @@ def why_not(segment: Segment) -> str | None:
     return None
 
 
-def _unfit(segment: Segment, inputs: tuple[Tensor, ...]) -> bool:
+def _unfit(segment: Segment, inputs: tuple[Tensor, ...], kernels: Any) -> bool:
     """Whether these inputs need the plain path, be it for its errors."""
     y, neuron = inputs[0], segment.neuron
     steps = 1 if neuron.static else neuron.steps
-    if not all(isinstance(x, Tensor) and x.device.type == "cpu" and x.layout == torch.strided for x in inputs):
+    if any(x.layout != torch.strided or x.device != y.device for x in inputs):
         return True
-    if y.dim() < 2 or y.numel() == 0 or len(y) % steps or y.dtype not in native.TYPES:
+    if y.dim() < 2 or y.numel() == 0 or len(y) % steps or y.dtype not in kernels.TYPES:
         return True
     if any(x.shape != y.shape or x.dtype != y.dtype for x in inputs[1:]):
         return True
-    return any(_unfit_norm(norm, y) for norm in segment.norms if norm is not None)
+    return any(_unfit_norm(norm, y, kernels) for norm in segment.norms if norm is not None)
 
 
-def _unfit_norm(norm: nn.Module, y: Tensor) -> bool:
-    dims = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}[type(norm)]  # pyright: ignore
+def _unfit_norm(norm: BatchNorm, y: Tensor, kernels: Any) -> bool:
+    dims = (2, 3) if isinstance(norm, nn.BatchNorm1d) else (4,) if isinstance(norm, nn.BatchNorm2d) else (5,)
     if y.dim() not in dims or y.shape[1] != norm.num_features:
         return True
     if norm.training and y.numel() == y.shape[1]:  # one value a channel: torch refuses it
         return True
     numbers = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if isinstance(t, Tensor)]
-    return any(t.dtype != native.real(y) or not t.is_contiguous() for t in numbers)
+    return any(t.dtype != kernels.real(y) or not t.is_contiguous() for t in numbers)
 
 
-def _can_pool(y: Tensor) -> bool:
-    return y.dim() == 4 and native.channels_last(native.laid_out(y)) and y.shape[2] % 2 == 0 and y.shape[3] % 2 == 0
+def _can_pool(y: Tensor, kernels: Any) -> bool:
+    return y.dim() == 4 and kernels.channels_last(kernels.laid_out(y)) and y.shape[2] % 2 == 0 and y.shape[3] % 2 == 0
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from regraft.execution import native as engine
+from regraft.execution.engines import engine
 from regraft.execution.fire import Fire, number
 from regraft.execution.native import Normalised
 
@@ -52,7 +52,9 @@ def _step(norm: BatchNorm) -> Norm:
     if moves and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
-    return Norm(norm.eps, momentum or 0.0, batch, (norm.running_mean, norm.running_var) if moves or not batch else _NONE)
+    return Norm(
+        norm.eps, momentum or 0.0, batch, (norm.running_mean, norm.running_var) if moves or not batch else _NONE
+    )
 
 
 _NONE = (None, None)
@@ -61,15 +63,17 @@ _NONE = (None, None)
 class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: Fire, pool: bool, decay: float | Tensor, count: int, *rest: Any) -> Tensor:
-        ys = [engine.laid_out(y) for y in rest[:count]]
+        kernels = _engine(rest[0])
+        ys = [kernels.laid_out(y) for y in rest[:count]]
         triples = [rest[count + 3 * i : count + 3 * i + 3] for i in range(count)]
-        if count == 2 and engine.channels_last(ys[0]) != engine.channels_last(ys[1]):
+        if count == 2 and kernels.channels_last(ys[0]) != kernels.channels_last(ys[1]):
             ys[1] = _in_layout(ys[1], ys[0])
         terms = [_normalised(y, *triple) for y, triple in zip(ys, triples, strict=True)]
         ctx.how, ctx.pool, ctx.batch = how, pool, [norm is not None and norm.batch for _, _, norm in triples]
-        ctx.decay = number(decay)
+        # On a GPU a learnt decay stays a tensor: to read its value would be to wait for it.
+        ctx.decay = decay.detach() if isinstance(decay, Tensor) and decay.is_cuda else number(decay)
         ctx.save_for_backward(*(tensor for term in terms for tensor in term), *(triple[0] for triple in triples))
-        return engine.fire(how, ctx.decay, terms, pool)
+        return kernels.fire(how, ctx.decay, terms, pool)
 
     @staticmethod
     @once_differentiable
@@ -78,7 +82,7 @@ class _Segment(torch.autograd.Function):
         terms = [Normalised(*saved[5 * i : 5 * i + 5]) for i in range(count)]
         gammas = saved[5 * count :]
         grad = _in_layout(grad, terms[0].y)
-        gx, sums, of_decay = engine.unfire(ctx.how, ctx.decay, terms, grad, ctx.pool, learn=needs[2])
+        gx, sums, of_decay = _engine(grad).unfire(ctx.how, ctx.decay, terms, grad, ctx.pool, learn=needs[2])
         onto_inputs, onto_norms = [], []
         for i, (term, gamma, batch) in enumerate(zip(terms, gammas, ctx.batch, strict=True)):
             onto_norms += _onto_norm(term, gamma, sums[0], sums[1 + i])
@@ -87,7 +91,9 @@ class _Segment(torch.autograd.Function):
             elif term.scale is None:
                 onto_inputs.append(gx)
             else:
-                last = i == count - 1 and not any(given is gx for given in onto_inputs)  # it takes the gradient's memory
+                last = i == count - 1 and not any(
+                    given is gx for given in onto_inputs
+                )  # it takes the gradient's memory
                 onto_inputs.append(_onto_y(gx, term, batch, sums[0], sums[1 + i], into=last))
         return None, None, of_decay if needs[2] else None, None, *onto_inputs, *onto_norms
 
@@ -96,14 +102,14 @@ def _normalised(y: Tensor, gamma: Tensor | None, beta: Tensor | None, norm: Norm
     if norm is None:
         return Normalised(y)
     if norm.batch:
-        return engine.moments(y, gamma, beta, norm.eps, norm.momentum, norm.running)
+        return _engine(y).moments(y, gamma, beta, norm.eps, norm.momentum, norm.running)
     mean, var = norm.running
     assert mean is not None
     assert var is not None
     inverse = (var.double() + norm.eps).rsqrt()
     scale = inverse if gamma is None else inverse * gamma
     shift = -mean * scale if beta is None else beta - mean * scale
-    wide = engine.real(y)
+    wide = _engine(y).real(y)
     return Normalised(y, mean.to(wide), inverse.to(wide), scale.to(wide), shift.to(wide))
 
 
@@ -119,13 +125,19 @@ def _onto_y(gx: Tensor, term: Normalised, batch: bool, g: Tensor, gy: Tensor, *,
     assert term.inverse is not None
     if not batch:
         zero = torch.zeros_like(g)
-        return engine.renormalise(gx, term, zero, zero, into=into)
+        return _engine(gx).renormalise(gx, term, zero, zero, into=into)
     rows = gx.numel() // gx.shape[1]
-    return engine.renormalise(gx, term, g / rows, gy * term.inverse.square() / rows, into=into)
+    return _engine(gx).renormalise(gx, term, g / rows, gy * term.inverse.square() / rows, into=into)
 
 
 def _in_layout(tensor: Tensor, y: Tensor) -> Tensor:
     """In the dtype and the memory order of `y`."""
-    last = y.dim() == 4 and engine.channels_last(y)
+    last = y.dim() == 4 and _engine(y).channels_last(y)
     form = torch.channels_last if last else torch.contiguous_format
     return tensor.to(y.dtype).contiguous(memory_format=form)
+
+
+def _engine(y: Tensor) -> Any:
+    found = engine(y.device.type)
+    assert found is not None, "a segment is fused only where there is an engine"
+    return found

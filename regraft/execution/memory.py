@@ -21,4 +21,5 @@ def keep_pages() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20))
-    return all([mallopt(name, value) for name, value in settings])
+    taken = [mallopt(name, value) for name, value in settings]  # each of them, even if one fails
+    return all(taken)

@@ -158,7 +158,7 @@ def _around(neuron: fx.Node, root: nn.Module) -> _Found:
         norms.append(norm if alone else None)
         inputs.append(term.all_input_nodes[0] if alone else term)
         nodes = [term, *nodes] if alone else nodes
-    pool = None
+    pool: Any = None
     if len(neuron.users) == 1 and _halves(_module(behind := next(iter(neuron.users)), root)):
         pool = _module(behind, root)
         nodes.append(behind)

@@ -9,7 +9,7 @@ Sums over rows are partial sums of programs, added by a second kernel in a fixed
 gives the same bits. The membrane is float32 whatever the storage, and is charged by the same fused multiply-adds in
 both passes, so that the backward pass sees exactly the spikes that were fired.
 
-Importing this needs Triton, which PyTorch's CUDA builds bring.
+Importing this needs Triton 3.3, which PyTorch's CUDA builds bring from 2.7 on.
 """
 
 # pyright: reportInvalidTypeForm=false
@@ -28,13 +28,22 @@ from regraft.execution.native import Normalised, channels_last
 
 triton: Any = importlib.import_module("triton")  # not on every machine, and kernels are in a language of their own:
 tl: Any = importlib.import_module("triton.language")  # pyright need not look
+if not hasattr(tl, "tuple"):
+    raise ImportError("the kernels for CUDA need Triton 3.3, which comes with PyTorch 2.7")
 
-__all__ = ["channels_last", "fire", "laid_out", "moments", "real", "renormalise", "unfire"]
+__all__ = ["TYPES", "available", "channels_last", "fire", "laid_out", "moments", "real", "renormalise", "unfire"]
 
 _CHUNK = 8  # steps whose membrane is held in registers at once; half as many where a thread holds a window of four
 _REGISTERS = 80  # of a thread of the backward pass, for what it holds; with more the compiler begins to spill
 _THREADS = 128  # of a program: four warps
 _PROGRAMS = 2048  # at most so many add up one channel; an H200 runs about 1000 at once
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def available() -> bool:
+    """Whether kernels can run: this file was imported."""
+    return True
 
 
 def real(y: Tensor) -> torch.dtype:
@@ -64,14 +73,15 @@ def moments(
     tile = _Tile(channels, 16)
     tiles, programs = tile.shares(rows)
     means, squares = y.new_empty(2, programs, channels, dtype=torch.float32)
-    _moments_of_share[(programs, tile.across)](means, squares, numbers, rows, channels, tiles, *tile.sides)
-    mean, inverse, scale, shift = results = y.new_empty(4, channels, dtype=torch.float32).unbind()
+    results = y.new_empty(4, channels, dtype=torch.float32).unbind()
     few = _Tile(channels, 8, widest=16)
-    _moments_of_all[(few.across,)](
-        *(*results, *running, means, squares, gamma, beta, eps, momentum),
-        *(rows, channels, tiles * tile.rows, programs, *few.sides),
-    )
-    return Normalised(y, mean, inverse, scale, shift)
+    with torch.cuda.device_of(y):
+        _moments_of_share[(programs, tile.across)](means, squares, numbers, rows, channels, tiles, *tile.sides)
+        _moments_of_all[(few.across,)](
+            *(*results, *running, means, squares, gamma, beta, eps, momentum),
+            *(rows, channels, tiles * tile.rows, programs, *few.sides),
+        )
+    return Normalised(y, *results)
 
 
 def fire(how: Fire, decay: float | Tensor, terms: Sequence[Normalised], pool: bool) -> Tensor:
@@ -108,13 +118,14 @@ def unfire(
     sums = y.new_empty(programs, 1 + len(terms), channels, dtype=torch.float32)
     total = y.new_empty(programs, tile.across, dtype=torch.float32) if learn else None
     means = [term.mean for term in terms] if len(terms) == 2 else [terms[0].mean, None]
-    _walk_back[(programs, tile.across)](
-        *(gx, sums, total, kept, _rows(grad), *means),
-        *_inputs(how, decay, terms, pool),
-        *(how.shape, tiles, how.surrogate, how.detach_reset, learn),
-        *_flags(how, decay, terms, pool, tile),
-        num_warps=_THREADS // 32,
-    )
+    with torch.cuda.device_of(y):
+        _walk_back[(programs, tile.across)](
+            *(gx, sums, total, kept, _rows(grad), *means),
+            *_inputs(how, decay, terms, pool),
+            *(how.shape, tiles, how.surrogate, how.detach_reset, learn),
+            *_flags(how, decay, terms, pool, tile),
+            num_warps=_THREADS // 32,
+        )
     return gx.movedim(-1, 1), sums.sum(0), None if total is None else total.sum()
 
 
@@ -125,7 +136,8 @@ def renormalise(g: Tensor, term: Normalised, k0: Tensor, k1: Tensor, *, into: bo
     rows, channels = numbers.shape
     tile = _Tile(channels, 16)
     grid = (triton.cdiv(rows, tile.rows), tile.across)
-    _renormalise[grid](out, numbers, _rows(term.y), term.scale, term.mean, k0, k1, rows, channels, *tile.sides)
+    with torch.cuda.device_of(g):
+        _renormalise[grid](out, numbers, _rows(term.y), term.scale, term.mean, k0, k1, rows, channels, *tile.sides)
     return out.view(len(g), *g.shape[2:], channels).movedim(-1, 1)
 
 
@@ -172,11 +184,12 @@ def _forward(
     """Go forward in time, to spikes or to the membranes the backward pass begins its chunks with."""
     y = terms[0].y
     tile = _Tile(y.shape[1], 2 if pool else 16 // y.element_size())
-    _walk[(triton.cdiv(_output_rows(how, y, pool), tile.rows), tile.across)](
-        *(out, *_inputs(how, decay, terms, pool)),
-        *(*_flags(how, decay, terms, pool, tile), keep),
-        num_warps=_THREADS // 32,
-    )
+    with torch.cuda.device_of(y):
+        _walk[(triton.cdiv(_output_rows(how, y, pool), tile.rows), tile.across)](
+            *(out, *_inputs(how, decay, terms, pool)),
+            *(*_flags(how, decay, terms, pool, tile), keep),
+            num_warps=_THREADS // 32,
+        )
 
 
 def _inputs(
@@ -295,7 +308,7 @@ def _walk(
         z_scale = _line(z_scale, channels, 1.0, COLUMNS)
         z_shift = _line(z_shift, channels, 0.0, COLUMNS)
     if LEARNT:
-        decay = tl.load(decay)
+        decay = tl.load(decay).to(tl.float32)
     gain = 1 - decay
 
     v = ()
@@ -322,7 +335,7 @@ def _walk(
                 after += (_after(u, threshold, amount, HARD),)
             v = after
             if not KEEP:
-                tl.store(out + (to + t * step) + beside, fired.to(tl.float32).to(out.dtype.element_ty), mask=exists)
+                tl.store(out + (to + t * step) + beside, tl.where(fired, 1.0, 0.0), mask=exists)
         if KEEP:
             for q in tl.static_range(WINDOW):
                 at = corner + chunk * WINDOW * step + _within(q, channels, width)
@@ -348,7 +361,7 @@ def _walk_back(
         z_shift = _line(z_shift, channels, 0.0, COLUMNS)
         z_mean = _line(z_mean, channels, 0.0, COLUMNS)
     if LEARNT:
-        decay = tl.load(decay)
+        decay = tl.load(decay).to(tl.float32)
     gain = 1 - decay
     zero = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_g, sum_y, sum_z, onto_decay = zero, zero, zero, zero
@@ -436,11 +449,11 @@ def _walk_back(
                         summed += (all_steps[q] + g,)
                     else:
                         at = corner + t * WINDOW * step + _within(q, channels, width)
-                        tl.store(gx + at + near, g.to(gx.dtype.element_ty), mask=exists)
+                        tl.store(gx + at + near, g, mask=exists)
                         sum_g += g
-                        sum_y += g * (a.to(tl.float32) - mean)
+                        sum_y += g * (tl.cast(a, tl.float32) - mean)
                         if TWO:
-                            sum_z += g * (b.to(tl.float32) - z_mean)
+                            sum_z += g * (tl.cast(b, tl.float32) - z_mean)
                 carried = carry
                 if REPEAT:
                     all_steps = summed
@@ -448,11 +461,11 @@ def _walk_back(
             for q in tl.static_range(WINDOW):
                 g = all_steps[q]
                 at = corner + _within(q, channels, width)
-                tl.store(gx + at + near, g.to(gx.dtype.element_ty), mask=inside)
+                tl.store(gx + at + near, g, mask=inside)
                 sum_g += g
-                sum_y += g * (static[q].to(tl.float32) - mean)
+                sum_y += g * (tl.cast(static[q], tl.float32) - mean)
                 if TWO:
-                    sum_z += g * (static_z[q].to(tl.float32) - z_mean)
+                    sum_z += g * (tl.cast(static_z[q], tl.float32) - z_mean)
 
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mine = sums + tl.program_id(0) * (3 if TWO else 2) * channels + column
@@ -541,4 +554,4 @@ def _renormalise(
     off = tl.load(y + corner + near, mask=inside, other=0.0).to(tl.float32) - _line(mean, channels, 0.0, COLUMNS)
     g = g - _line(k0, channels, 0.0, COLUMNS) - _line(k1, channels, 0.0, COLUMNS) * off
     g = _line(scale, channels, 0.0, COLUMNS) * g
-    tl.store(out + corner + near, g.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + corner + near, g, mask=inside)

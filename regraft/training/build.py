@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,13 +25,16 @@ from regraft.distill import (
     tet,
 )
 from regraft.errors import RegraftError, ShapeError, UsageError
+from regraft.execution import execute, keep_pages
 from regraft.models import build
 from regraft.names import check_call, lookup
 from regraft.neurons import IF, LIF, PLIF
 from regraft.neurons.surrogate import SURROGATES
 from regraft.structure import PRESETS, Rule, Scope, Topology, preset
+from regraft.training.processor import fast_bf16
 from regraft.training.recipe import DistillSettings, Recipe, override
 
+Precision = Literal["fp32", "bf16"]
 TEACHER_SEED = 1_000_003  # added to the student's: with the same draw of weights the teacher would be a part of it
 
 
@@ -43,9 +46,18 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def arithmetic(recipe: Recipe) -> torch.autocast:
-    """The context in which the recipe's network computes, in training and evaluation."""
-    return torch.autocast(device_of(recipe).type, torch.bfloat16, enabled=recipe.training.precision == "bf16")
+def precision_of(recipe: Recipe) -> Precision:
+    """The recipe's precision; in the place of `auto`, what this machine is fast at."""
+    wanted = recipe.training.precision
+    if wanted != "auto":
+        return wanted
+    fast = torch.cuda.is_bf16_supported() if device_of(recipe).type == "cuda" else fast_bf16()
+    return "bf16" if fast else "fp32"
+
+
+def arithmetic(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a network computes, in training and evaluation."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def dataset_of(recipe: Recipe) -> datasets.Dataset:
@@ -216,6 +228,7 @@ class Parts:
     schedule: LambdaLR
     criterion: Distill
     steps: int
+    precision: Precision
 
 
 def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
@@ -223,13 +236,17 @@ def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
     torch.manual_seed(recipe.seed)
     data = dataset_of(recipe)
     model = model_of(recipe, data.form).to(device_of(recipe))
+    keep_pages()
+    execute(model)
+    if teacher is not None:
+        execute(teacher)
     steps = recipe.training.epochs * datasets.count(data.train, recipe.data.batch)
     topology = topology_of(recipe, model, steps)
     optimizer, schedule = optimizer_of(recipe, model, steps)
     topology.attach(optimizer)
     criterion = criterion_of(recipe, model, topology, teacher)
     _rehearse(recipe, data, model, criterion)
-    return Parts(data, model, topology, optimizer, schedule, criterion, steps)
+    return Parts(data, model, topology, optimizer, schedule, criterion, steps, precision_of(recipe))
 
 
 def check(recipe: Recipe) -> None:

@@ -16,7 +16,7 @@ import torch
 
 import regraft
 from regraft.training.pool import usable_cores
-from regraft.training.run import processor, processor_flags
+from regraft.training.processor import fast_bf16, processor, processor_flags
 
 EXTRAS = {
     "digits": "the data set digits, and with it `regraft train digits`",
@@ -61,13 +61,13 @@ def _processor() -> Iterator[Finding]:
     yield Finding("processor", "model", processor())
     flags, known = processor_flags(), ARM if platform.machine().lower() in ("aarch64", "arm64") else X86
     if flags:
-        missing = "AVX512-BF16" in known and not flags & {"avx512_bf16", "amx_bf16"}
+        missing = not fast_bf16()
         yield Finding(
             "processor",
             "features",
             ", ".join(f"{name} {'yes' if flag in flags else 'no'}" for name, flag in known.items()),
-            "bf16 is emulated: training.precision bf16 is slower than fp32" if missing else "",
-            "nothing to install: stay with fp32 (the default)" if missing else "",
+            "bf16 is emulated, so training.precision auto means fp32 here" if missing else "",
+            "nothing to install" if missing else "",
         )
     else:
         yield Finding("processor", "features", f"{torch.backends.cpu.get_cpu_capability()} (as torch sees them)")

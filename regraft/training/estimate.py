@@ -12,7 +12,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from regraft.data import Split, plain_batches, training_batches
 from regraft.metrics import measure
@@ -20,6 +19,7 @@ from regraft.training.build import Parts, assemble, augmentation_of, device_of, 
 from regraft.training.evaluate import evaluate
 from regraft.training.load import load
 from regraft.training.recipe import Recipe, override
+from regraft.training.step import forward, update
 from regraft.training.sweep import Planned
 
 STEPS = 30
@@ -82,7 +82,7 @@ def _teacher(recipe: Recipe) -> nn.Module | None:
 
 def training_steps(recipe: Recipe, parts: Parts) -> Iterator[Step]:
     """Optimiser steps as `fit` takes them, without its log, evaluation and checkpoints."""
-    device, settings = device_of(recipe), recipe.training
+    device = device_of(recipe)
     topology, step, epoch = parts.topology, 0, 0
     batches: Iterator[tuple[Tensor, Tensor]] = iter(())
     parts.model.train()
@@ -97,15 +97,8 @@ def training_steps(recipe: Recipe, parts: Parts) -> Iterator[Step]:
             )
             continue
         x, y = batch
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            loss = parts.criterion(parts.model(x), y, inputs=x)
-        loss.backward()
-        topology.mask_gradients()
-        if settings.clip is not None:
-            clip_grad_norm_(parts.model.parameters(), settings.clip)
-        parts.optimizer.step()
-        parts.schedule.step()
-        parts.optimizer.zero_grad()
+        _, loss = forward(parts, parts.model, x, y)
+        update(parts, parts.model, loss, recipe.training.clip)
         step += 1
         parts.criterion.update(parts.model, step)
         seconds = _now(device) - start

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from regraft.data import plain_batches, training_batches
 from regraft.distill import over_time
@@ -29,7 +28,8 @@ from regraft.training.ranks import Ranks, joined, weighted
 from regraft.training.recipe import Recipe
 from regraft.training.result import finish, trained_teacher
 from regraft.training.run import RunFolder, finished, frames, held, refuse_another, refuse_finished, refuse_unfinished
-from regraft.training.state import Position, capture, restore, same_threads
+from regraft.training.state import Position, capture, restore, same_precision, same_threads
+from regraft.training.step import forward, update
 from regraft.training.stopping import Stop
 
 Watch = Callable[[dict[str, Any]], None]
@@ -116,7 +116,8 @@ class _Training:
         self.ranks.seed_apart(self.recipe.seed)
         checkpoint = self.ranks.first_does(partial(newest_checkpoint, run.path)) if resume else None
         if checkpoint is None:
-            self.ranks.first_does(partial(run.begin, self.recipe))
+            parts.precision = self.ranks.first_does(lambda: parts.precision)
+            self.ranks.first_does(partial(run.begin, self.recipe, parts.precision))
             first = next(iter(parts.topology.masks))
             run.born(first, parts.model.get_parameter(first))
             run.map(0, dict(parts.topology.masks))
@@ -127,6 +128,7 @@ class _Training:
                     f"{run.path / CHECKPOINTS}: the checkpoint does not fit this recipe: it is of another one"
                 )
             same_threads(checkpoint[1])
+            parts.precision = same_precision(checkpoint[1])
             self.at, self._sums.rows = restore(parts, *checkpoint, self.ranks)
             self._check_position()
             self._clock.seconds = self.at.seconds
@@ -155,26 +157,18 @@ class _Training:
 
     def epoch(self, stop: Stop) -> None:
         """Train from where it stands to the end of the epoch. Raises `Interrupted` once a step is done and saved."""
-        parts, at, settings = self.parts, self.at, self.recipe.training
-        network, topology, criterion, optimizer = self._network, parts.topology, parts.criterion, parts.optimizer
+        parts, at, network = self.parts, self.at, self._network
+        topology, criterion = parts.topology, parts.criterion
         network.train()
         with self._clock:
             for x, y in self._batches():
-                with arithmetic(self.recipe):
-                    logits = network(x)
-                    loss = criterion(logits, y, inputs=x)
+                logits, loss = forward(parts, network, x, y)
                 diverged, stopping, due = self.ranks.any(
                     not bool(loss.isfinite()), stop.asked is not None, self._clock.due
                 )
                 if diverged:
                     raise self._diverged(float(loss.detach()), f"step {at.step + 1} (epoch {at.epoch})")
-                loss.backward()
-                topology.mask_gradients()
-                if settings.clip is not None:
-                    clip_grad_norm_(network.parameters(), settings.clip)
-                optimizer.step()
-                parts.schedule.step()
-                optimizer.zero_grad()
+                update(parts, network, loss, self.recipe.training.clip)
                 at.step, at.index = at.step + 1, at.index + 1
                 criterion.update(parts.model, at.step)
                 self._sums.add(loss, logits, y, criterion.parts)
@@ -197,7 +191,7 @@ class _Training:
         if last and ranks.first:
             batch = recipe.data.batch
             again = training_batches(parts.data.train, batch, seed=recipe.seed, epoch=at.epoch, augment=None)
-            with arithmetic(recipe):
+            with arithmetic(device_of(recipe), parts.precision):
                 reestimate(parts.model, islice(again, REESTIMATE))
         if last:
             ranks.align(parts.model)
@@ -208,6 +202,7 @@ class _Training:
         if ranks.first:
             at.silent = warn_of_silence(self.valid, at.silent)
         manifest = {"epoch": at.epoch, "step": at.step, "steps": parts.steps, "recipe_hash": recipe.hash}
+        manifest["precision"] = parts.precision
         manifest["data"] = asdict(parts.data.form)
         # An epoch counts only once the wiring is final: a denser network's accuracy would stand beside its price.
         reached = self.valid.accuracy if self.valid else 0.0
@@ -261,7 +256,7 @@ class _Training:
             return None
         own = None
         if ranks.rank * EVALUATE < len(split):
-            with arithmetic(self.recipe):
+            with arithmetic(device_of(self.recipe), self.parts.precision):
                 own = evaluate(self.parts.model, plain_batches(split, EVALUATE, part=(ranks.rank, ranks.world)))
         return combined([found for found in ranks.gather(own) if found is not None])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regraft.data import Form
 from regraft.errors import RegraftError, RunError, UsageError
 from regraft.structure import Topology
-from regraft.training.build import model_of, topology_of
+from regraft.training.build import Precision, model_of, topology_of
 from regraft.training.checkpoint import read_tensors, write_tensors
 from regraft.training.recipe import Recipe, load_recipe
 
@@ -22,11 +22,13 @@ WIRING = ("masks", "young", "ever", "saliency", "average")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained network as it was saved: `model` in eval mode on the CPU, its `topology` and its `recipe`."""
+    """A trained network as it was saved: `model` in eval mode on the CPU, its `topology` and its `recipe`, and the
+    precision that it was trained in."""
 
     model: nn.Module
     topology: Topology
     recipe: Recipe
+    precision: Precision
 
 
 def save(path: Path, model: nn.Module, topology: Topology, manifest: Mapping[str, Any]) -> None:
@@ -77,4 +79,7 @@ def load(run: str | Path, which: Literal["last", "best"] = "last") -> Loaded:
         topology.load_state_dict({**manifest["topology"], **state})
     except (RegraftError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunError(f"{folder}: the saved network does not fit its recipe ({error})") from None
-    return Loaded(model.eval(), topology, recipe)
+    precision = manifest.get("precision", recipe.training.precision)
+    if precision not in get_args(Precision):
+        raise RunError(f"{folder / f'{which}.json'} is damaged: precision {precision!r}")
+    return Loaded(model.eval(), topology, recipe, precision)

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from regraft.errors import UsageError, nearest
-from regraft.training.source import SHIPPED, read_yaml
+from regraft.training.source import SHIPPED, dump_yaml, read_yaml
 from regraft.training.values import hints, settle, typed, within
 
 __all__ = ["SHIPPED", "Recipe", "load_recipe", "override", "read_yaml", "to_mapping", "write_yaml"]
@@ -237,8 +235,8 @@ class TrainingSettings:
     """TET: weight of the regularising term (the published code's)."""
     clip: float | None = None
     """Largest norm of the masked gradient."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward; weights are fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of forward and backward; weights are fp32. `auto`: bf16 where the processor or GPU is fast at it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; `auto` takes a GPU if there is one."""
 
@@ -296,9 +294,11 @@ class Recipe:
     def hash(self) -> str:
         """12 hex digits over all settings that are not at their default, but the name and where the data lie.
 
-        So a setting that a later version adds does not change the hash of the recipes from before.
+        So a setting that a later version adds does not change the hash of the recipes from before. A default that
+        has changed counts as it first was.
         """
-        settings = {k: v for k, v in differences(Recipe(), self).items() if k not in ("name", "data.folder")}
+        first = Recipe(training=TrainingSettings(precision="fp32"))
+        settings = {k: v for k, v in differences(first, self).items() if k not in ("name", "data.folder")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -362,7 +362,7 @@ def _apply(old: Any, changes: Mapping[str, Any], where: str, path: str) -> Any:
 
 def write_yaml(recipe: Recipe, path: Path) -> None:
     """The resolved recipe as a file that `regraft train` takes."""
-    path.write_text(yaml.safe_dump(to_mapping(recipe), sort_keys=False), encoding="utf-8")
+    path.write_text(dump_yaml(to_mapping(recipe)), encoding="utf-8")
 
 
 def load_recipe(source: str | Path) -> Recipe:

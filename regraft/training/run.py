@@ -26,6 +26,7 @@ from regraft.errors import RunError, UsageError
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import has_checkpoint
 from regraft.training.files import remove_temporaries, write_bytes, write_json
+from regraft.training.processor import fast_bf16, processor, processor_flags
 from regraft.training.recipe import Recipe, differences, load_recipe, write_yaml
 
 LOCK = ".lock"
@@ -45,7 +46,7 @@ class RunFolder:
         self._maps: dict[str, np.ndarray] = {}
         self._digest = hashlib.sha256()
 
-    def begin(self, recipe: Recipe) -> None:
+    def begin(self, recipe: Recipe, precision: str) -> None:
         """Write what is known before training, over what a run without any checkpoint left. Folders in it stay.
 
         Raises `RunError` if a run is there that is worth something, or the folder cannot be written.
@@ -61,7 +62,7 @@ class RunFolder:
             write_yaml(recipe, self.path / "recipe.yaml")
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}") from None
-        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "environment.json", {**environment(), "precision": precision})
 
     def go_on(self, step: int, log_bytes: int, log_sha256: str = "") -> None:
         """Take log and maps back to where they were at the checkpoint of `step`, and note this machine.
@@ -269,32 +270,9 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "features": torch.backends.cpu.get_cpu_capability(),
-        "bf16": bool(processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"}),
+        "bf16": fast_bf16(),
         "amx": "amx_tile" in processor_flags(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def processor() -> str:
-    """The processor's model name, as the operating system gives it."""
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-
-
-def processor_flags() -> set[str]:
-    """What the processor can do, in the words of the operating system; empty where it does not say."""
-    for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()

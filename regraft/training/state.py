@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from regraft.errors import RegraftError, RunError, UsageError
 from regraft.structure import Event
-from regraft.training.build import Parts
+from regraft.training.build import Parts, Precision
 from regraft.training.load import WIRING, network_state
 from regraft.training.ranks import Ranks
 from regraft.training.values import hints
@@ -66,6 +66,7 @@ def capture(parts: Parts, at: Position, sums: Tensor | None, ranks: Ranks) -> tu
         "optimizer": {"groups": optimizer["param_groups"], "scalars": scalars},
         "schedule": parts.schedule.state_dict(),
         "world": ranks.world,
+        "precision": parts.precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -103,6 +104,8 @@ def restore(
         _check_optimizer(parts.optimizer)
         _check_alike(manifest["schedule"], parts.schedule.state_dict(), "schedule")
         parts.schedule.load_state_dict(dict(manifest["schedule"]))
+        if parts.schedule.last_epoch != at.step:
+            raise ValueError(f"the schedule stands at {parts.schedule.last_epoch}, the rest at {at.step}")
         parts.topology.load_state_dict({**manifest["topology"], **kinds})
         taught = {name.removeprefix("teacher/"): t for name, t in own.items() if name.startswith("teacher/")}
         parts.criterion.load_state_dict(taught)
@@ -189,6 +192,14 @@ def same_threads(manifest: Mapping[str, Any]) -> None:
     if saved != torch.get_num_threads():
         warnings.warn(f"going on with {saved} threads, as the run was begun, so that its bits stay", stacklevel=2)
         torch.set_num_threads(saved)
+
+
+def same_precision(manifest: Mapping[str, Any]) -> Precision:
+    """The arithmetic that the run was begun in, whatever `auto` would mean here. Raises `RunError` without one."""
+    saved: Any = manifest.get("precision")
+    if saved not in get_args(Precision):
+        raise RunError(f"{_UNFIT} (it was saved in precision {saved!r})")
+    return saved
 
 
 def _own(parts: Parts, sums: Tensor | None) -> dict[str, Tensor]:

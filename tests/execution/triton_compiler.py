@@ -46,12 +46,16 @@ class Compiled:
         self.spills[self.kernel.fn.__name__] = said
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("steps", "repeat", "terms", "pool", "amount", "surrogate"),
-    [(4, False, 2, False, None, "triangle"), (4, True, 1, True, 1.0, "atan"), (16, False, 1, True, None, "sigmoid")],
+    ("steps", "repeat", "terms", "pool", "amount", "surrogate", "dtype"),
+    [
+        (4, False, 2, False, None, "triangle", torch.bfloat16),
+        (4, False, 2, True, None, "rectangle", torch.float32),
+        (4, True, 1, True, 1.0, "atan", torch.bfloat16),
+        (16, False, 1, True, None, "sigmoid", torch.float32),
+    ],
 )
-def test_for_an_h200_without_spills(monkeypatch, tmp_path, dtype, steps, repeat, terms, pool, amount, surrogate):
+def test_for_an_h200_without_spills(monkeypatch, tmp_path, steps, repeat, terms, pool, amount, surrogate, dtype):
     spills: dict[str, str] = {}
     for name in KERNELS:
         monkeypatch.setattr(engine, name, Compiled(getattr(engine, name), spills, tmp_path))

@@ -27,6 +27,7 @@ TINY = {
     "topology.every": 2,
     "training.epochs": 3,
     "training.lr": 0.05,
+    "training.precision": "fp32",
 }
 
 

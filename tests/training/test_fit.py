@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from regraft import data as datasets
 from regraft.errors import RunError, ShapeError, StructureError, TrainingError, UsageError
+from regraft.execution import execute
 from regraft.models import tiny_vgg
 from regraft.neurons import LIF
 from regraft.training.build import assemble, optimizer_of
@@ -22,6 +23,7 @@ from regraft.training.load import load
 from regraft.training.recipe import Recipe, load_recipe, override
 
 fit_module = importlib.import_module("regraft.training.fit")
+step_module = importlib.import_module("regraft.training.step")
 
 
 def same(first: dict, second: dict) -> bool:
@@ -216,10 +218,11 @@ def test_what_cannot_be_meant_is_refused_before_a_folder_is_made(tiny, theirs, t
 
 
 def plain_training(recipe) -> nn.Module:
-    """The same network on the same batches, by nothing but torch."""
+    """The same network on the same batches, executed, in a loop of nothing but torch."""
     torch.manual_seed(recipe.seed)
     data = datasets.load("standin", validation=recipe.data.validation, seed=recipe.data.split_seed)
     net = tiny_vgg(classes=10, channels=1, size=8, steps=2, neuron=partial(LIF, 0.5), widths=[[4], [4]], hidden=8)
+    execute(net)
     weights = [p for p in net.parameters() if p.ndim >= 2]
     others = [p for p in net.parameters() if p.ndim < 2]
     optimizer = torch.optim.SGD(
@@ -309,7 +312,7 @@ def test_normalisation_is_reestimated_and_no_weight_changes(train, tiny, monkeyp
 def test_clipping_counts_only_connections_that_exist(train, tiny, monkeypatch):
     """By the dense gradient's norm, a sparse network would be clipped far below the limit."""
     seen = []
-    real = fit_module.clip_grad_norm_
+    real = step_module.clip_grad_norm_
 
     def watched(parameters, limit):
         parameters = list(parameters)
@@ -319,7 +322,7 @@ def test_clipping_counts_only_connections_that_exist(train, tiny, monkeypatch):
         seen.append((limit, float(norm), before, after))
         return norm
 
-    monkeypatch.setattr(fit_module, "clip_grad_norm_", watched)
+    monkeypatch.setattr(step_module, "clip_grad_norm_", watched)
     run = train(tiny({"training.clip": 0.01, "topology.rule": "static", "topology.density": 0.1}))
     parameters = dict(run.parts.model.named_parameters())
     assert len(seen) == 9

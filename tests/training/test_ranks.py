@@ -24,7 +24,7 @@ name: tiny
 data: {{name: standin, batch: 16}}
 model: {{name: "without_norm:net", steps: 2}}
 topology: {{density: 0.5, every: 2, rule: {rule}}}
-training: {{epochs: {epochs}, lr: 0.05}}
+training: {{epochs: {epochs}, lr: 0.05, precision: fp32}}
 """
 
 MODEL = """\
@@ -168,6 +168,7 @@ with joined() as ranks:
     x, y = parts.data.train.x[:4].float(), parts.data.train.y[:4]
     parts.criterion(parts.model(x), y, inputs=x).backward()
     parts.optimizer.step()
+    parts.schedule.step()
     torch.manual_seed(ranks.rank)
     own = Position(step=1, index=1), torch.full((1, 4), float(ranks.rank))
     saved = capture(parts, *own, ranks)

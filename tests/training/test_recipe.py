@@ -96,7 +96,7 @@ def test_values_out_of_range_are_refused_with_the_name_and_the_range(name, value
         ({"model.neuron": "liv"}, "did you mean 'lif'"),
         ({"distill.teacher": "weakest"}, "did you mean 'weakest-step'"),
         ({"training.optimizer": "adam"}, "did you mean 'adamw'"),
-        ({"training.precision": "fp16"}, "Known: bf16, fp32"),
+        ({"training.precision": "fp16"}, "Known: auto, bf16, fp32"),
         ({"model": {"options": 3}}, "model.options is 3"),
         ({"model": 3}, "model is a section"),
         ({"model.steps.more": 3}, "model.steps is"),

@@ -20,7 +20,7 @@ from regraft.training.run import RunFolder, environment, finished, frames, held,
 def begun(path, recipe=None):
     run = RunFolder(path)
     with held(path):
-        run.begin(recipe or Recipe())
+        run.begin(recipe or Recipe(), "fp32")
     return run
 
 
@@ -87,7 +87,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_process_that_does_not_write_leaves_no_trace(tmp_path):
     run = RunFolder(tmp_path / "run", writes=False)
-    run.begin(Recipe())
+    run.begin(Recipe(), "fp32")
     run.map(0, {"w": torch.ones(2, 2, dtype=torch.bool)})
     run.log({"kind": "birth"})
     run.write_maps()
