@@ -26,6 +26,7 @@ lint: $(VENV)/.ready-dev
 # Other SNN libraries, for parity tests. Without their dependencies: two of them would replace a CPU torch by CUDA builds.
 peers: $(VENV)/.ready-dev
 	$(PIP) install --no-deps -r requirements/peers.txt
+	$(BIN)/python -c "import triton" 2>/dev/null || $(PIP) install --no-deps -r requirements/triton.txt
 
 # Proofs of minutes.
 proofs: $(VENV)/.ready-dev
@@ -33,6 +34,8 @@ proofs: $(VENV)/.ready-dev
 
 # The figures under results/.
 bench: $(VENV)/.ready peers
+	$(BIN)/python benchmarks/train_step.py --json results/train_step.json
+	$(BIN)/python benchmarks/profile.py --json results/profile.json
 	$(BIN)/python benchmarks/rewiring_cost.py --json results/rewiring_cost.json
 	$(BIN)/python benchmarks/synops_vs_peers.py --json results/synops_vs_peers.json
 	$(BIN)/python benchmarks/two_processes.py --json results/two_processes.json

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 import regraft
+from regraft.execution.engines import engine
+from regraft.kernels.library import instruction_set, library
 from regraft.training.pool import usable_cores
 from regraft.training.processor import fast_bf16, processor, processor_flags
 
@@ -27,6 +29,7 @@ EXTRAS = {
 """What each extra is for; one that is not here is listed without it."""
 
 X86 = {"AVX2": "avx2", "AVX-512": "avx512f", "AVX512-BF16": "avx512_bf16", "AMX": "amx_tile"}
+REBUILD = "install a C compiler (gcc or clang), then: pip install --force-reinstall --no-deps regraft"
 ARM = {"NEON": "asimd", "SVE": "sve", "bf16": "bf16"}
 
 
@@ -151,7 +154,16 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _kernels() -> Iterator[Finding]:
-    yield Finding("kernels", "compiled", "none: pure torch; compiled kernels come with a later version")
+    lacking = "" if library() else "torch computes in their place: a training step takes 1.1 to 1.5 times as long"
+    value = f"{instruction_set()}" if library() else "none"
+    fix = "unset REGRAFT_KERNELS" if os.environ.get("REGRAFT_KERNELS") == "off" else REBUILD
+    yield Finding("kernels", "compiled", value, lacking, fix if lacking else "")
+    if torch.cuda.is_available():
+        there = engine("cuda") is not None
+        costs = "" if there else "neurons run as separate operations on the GPU"
+        yield Finding("kernels", "triton", "yes" if there else "none", costs, "" if there else "pip install triton")
+    precision = "bf16" if (torch.cuda.is_bf16_supported() if torch.cuda.is_available() else fast_bf16()) else "fp32"
+    yield Finding("kernels", "precision auto", f"{precision} on this machine")
 
 
 def _extras() -> Iterator[Finding]:

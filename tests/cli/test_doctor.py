@@ -8,6 +8,7 @@ from importlib import metadata
 import pytest
 import torch
 
+from regraft.kernels.library import instruction_set, library
 from regraft.structure import Topology
 from regraft.training import diagnosis, selftest
 from regraft.training.selftest import Speed, bf16_gain, self_test
@@ -30,7 +31,7 @@ def test_a_sound_installation_is_told_so(regraft, files):
         "AVX" if "x86" in said.out else "NEON",
         "torch uses",
         "GiB free",
-        "pure torch; compiled kernels come with a later version",
+        f"{instruction_set() if library() else 'none'}",
         f"scikit-learn {metadata.version('scikit-learn')}",
         "standin",
         "ok: 60 steps, 0 exceptions",
