@@ -3,6 +3,7 @@
 from regraft.distill.distill import Distill
 from regraft.distill.losses import LabelSmoothing, Over, cross_entropy, kl, over_time, softened_kl, tet
 from regraft.distill.networks import AverageTeacher, NestedTeacher, NetworkTeacher, PreviousTeacher
+from regraft.distill.remembered import Remembered
 from regraft.distill.teachers import StepTeacher, Teacher, VirtualTeacher
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "NetworkTeacher",
     "Over",
     "PreviousTeacher",
+    "Remembered",
     "StepTeacher",
     "Teacher",
     "VirtualTeacher",

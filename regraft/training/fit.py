@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regraft.data import plain_batches, training_batches
-from regraft.distill import over_time
+from regraft.data import Augmentation, plain_batches, training_batches
+from regraft.distill import NetworkTeacher, Remembered, over_time
 from regraft.errors import Interrupted, RunError, TrainingError
 from regraft.training.build import Parts, arithmetic, assemble, augmentation_of, check, device_of, teacher_recipe
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
@@ -136,7 +136,17 @@ class _Training:
             density = parts.topology.connections / parts.topology.possible
             events = len(parts.topology.events)
             self._tell({"kind": "resume", "step": self.at.step, "density": density, "events": events})
+        with self._clock:
+            self._remember_teacher()
         self._network = self.ranks.wrap(parts.model)
+
+    def _remember_teacher(self) -> None:
+        """Where samples never change, a fixed teacher sees each of them once, in an order that is always the same."""
+        teacher, train = self.parts.criterion.teacher, self.parts.data.train
+        if isinstance(teacher, NetworkTeacher) and teacher.forward is None and self._augment in (None, Augmentation()):
+            with arithmetic(device_of(self.recipe), self.parts.precision):
+                axis = 0 if self.parts.data.form.static else 1
+                teacher.forward = Remembered(teacher.model, (x for x, _ in plain_batches(train, EVALUATE)), axis)
 
     def _go_on(self) -> None:
         """Take the run folder back to the checkpoint; the network chosen so far must be there at the end."""
