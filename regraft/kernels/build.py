@@ -29,6 +29,7 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+    "-Wno-psabi",
 ]
 X86 = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
@@ -63,8 +64,12 @@ def compile_library(target: Path, extra: list[str] | None = None) -> None:
     units = [("threads.c", "threads", [])]
     for isa, flags in instruction_sets().items():
         units += [("segment.c", f"segment_{t}_{isa}", [*flags, *_type(t, s, isa)]) for t, s in STORES.items()]
+        sparse = [*flags, *_type("f32", "F32", isa)]
+        units += [(f"{name}.c", f"{name}_{isa}", sparse) for name in ("sparse", "blocked")]
     # Double precision is for tests of exactness, and needs no speed.
-    units.append(("segment.c", "segment_f64_portable", _type("f64", "F64", "portable")))
+    units += [
+        (f"{name}.c", f"{name}_f64", _type("f64", "F64", "portable")) for name in ("segment", "sparse", "blocked")
+    ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         objects = [Path(folder) / f"{name}.o" for _, name, _ in units]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from regraft.kernels.library import instruction_set, library
+from regraft.kernels.calls import Address, Type, call, function, pointers
 
-Type = Literal["f32", "bf16", "f64"]
-Address = int | None
 SURROGATES = ("triangle", "rectangle", "atan", "sigmoid")
 
 
@@ -33,25 +30,20 @@ class Term(NamedTuple):
     mean: Address = None
 
 
-def available() -> bool:
-    """Whether there are kernels to call."""
-    return library() is not None
-
-
 def room(type: Type, channels: int) -> int:
     """Reals of working memory that every function here is handed as `room`."""
-    return _function(type, "room", ctypes.c_int64)(ctypes.c_int64(channels))
+    return function(type, "room", ctypes.c_int64)(ctypes.c_int64(channels))
 
 
 def partials(type: Type, channels: int) -> int:
     """Doubles of working memory that sums are handed as `partial`."""
-    return _function(type, "partials", ctypes.c_int64)(ctypes.c_int64(channels))
+    return function(type, "partials", ctypes.c_int64)(ctypes.c_int64(channels))
 
 
 def fire(type: Type, segment: Segment, terms: Sequence[Term], spikes: int, room: int) -> None:
     """Spikes of all steps."""
     a, b = _two(terms)
-    _call(type, "fire", ctypes.byref(segment), *_pointers(*a[:3], *b[:3], spikes, room))
+    call(type, "fire", ctypes.byref(segment), *pointers(*a[:3], *b[:3], spikes, room))
 
 
 def unfire(
@@ -59,7 +51,7 @@ def unfire(
 ) -> None:
     """From the gradient of the spikes to that of the sum of terms; sums `[1 + terms, C]`, then the decay's gradient."""
     a, b = _two(terms)
-    _call(type, "unfire", ctypes.byref(segment), *_pointers(*a, *b, grad, gx, sums, room, partial))
+    call(type, "unfire", ctypes.byref(segment), *pointers(*a, *b, grad, gx, sums, room, partial))
 
 
 def moments(
@@ -77,10 +69,10 @@ def moments(
     partial: int,
 ) -> None:
     """Mean, inverse deviation, scale and shift of y, whose shape is `(elements, channels, inner)`."""
-    pointers = _pointers(y, gamma, beta)
-    rest = _pointers(*running, *results, room, partial)
+    given = pointers(y, gamma, beta)
+    rest = pointers(*running, *results, room, partial)
     numbers = (*map(ctypes.c_int64, shape), ctypes.c_int(threads))
-    _call(type, "moments", *numbers, *pointers, ctypes.c_double(eps), ctypes.c_double(momentum), *rest)
+    call(type, "moments", *numbers, *given, ctypes.c_double(eps), ctypes.c_double(momentum), *rest)
 
 
 def renormalise(
@@ -95,25 +87,8 @@ def renormalise(
 ) -> None:
     """From the gradient of a normalised y to that of y; `channels` are mean, scale, k0 and k1. `to` may be `g`."""
     numbers = (*map(ctypes.c_int64, shape), ctypes.c_int(threads))
-    _call(type, "renormalise", *numbers, *_pointers(y, g, to, *channels, room))
+    call(type, "renormalise", *numbers, *pointers(y, g, to, *channels, room))
 
 
 def _two(terms: Sequence[Term]) -> tuple[tuple[Address, ...], tuple[Address, ...]]:
     return terms[0], terms[1] if len(terms) > 1 else (None, None, None, None)
-
-
-def _pointers(*addresses: Address) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(address) for address in addresses]
-
-
-def _call(type: Type, name: str, *arguments: Any) -> None:
-    if _function(type, name, ctypes.c_int)(*arguments):
-        raise MemoryError(f"regraft's kernel {name} found no memory for its working arrays")
-
-
-@cache
-def _function(type: Type, name: str, result: Any) -> Callable[..., Any]:
-    isa = "portable" if type == "f64" else instruction_set()
-    function = getattr(library(), f"regraft_{name}_{type}_{isa}")
-    function.restype = result
-    return function

@@ -1,0 +1,67 @@
+/* Vectors of 16 images, and sets of them as 16 bits. Compilers split the vectors where registers are narrower. */
+#ifndef REGRAFT_LANES_H
+#define REGRAFT_LANES_H
+
+#include <math.h>
+#include <stdint.h>
+
+#define INLINE static inline __attribute__((always_inline))
+enum { LANES = 16 };
+
+#if STORE == F64
+typedef double real;
+typedef int64_t whole_number;
+#define EXP exp
+#else
+typedef float real;
+typedef int32_t whole_number;
+#endif
+typedef real vec __attribute__((vector_size(LANES * sizeof(real)), may_alias));
+typedef whole_number ivec __attribute__((vector_size(LANES * sizeof(real)), may_alias));
+
+INLINE vec splat(real x) { return (vec){0} + x; }
+
+#if defined(__AVX512F__) && STORE == F32
+#include <immintrin.h>
+enum { POSITIONS = 16 }; /* accumulators that fit the registers */
+INLINE vec add_where(vec a, uint16_t set, vec x) { return (vec)_mm512_mask_add_ps((__m512)a, set, (__m512)a, (__m512)x); }
+INLINE vec only(vec a, uint16_t set) { return (vec)_mm512_maskz_mov_ps(set, (__m512)a); }
+INLINE uint16_t at_least(vec a, real x) {
+    return (uint16_t)_mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(x), _CMP_GE_OQ);
+}
+INLINE vec multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#else
+enum { POSITIONS = 4 };
+INLINE ivec members(uint16_t set) {
+    const ivec bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return (((ivec){0} + (whole_number)set) & bit) != 0;
+}
+INLINE vec only(vec a, uint16_t set) { return (vec)((ivec)a & members(set)); }
+INLINE vec add_where(vec a, uint16_t set, vec x) { return a + only(x, set); }
+INLINE uint16_t at_least(vec a, real x) {
+    const ivec bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    const ivec found = (a >= splat(x)) & bit;
+    whole_number set = 0;
+    for (int i = 0; i < LANES; i++) set |= found[i];
+    return (uint16_t)set;
+}
+INLINE vec multiply_add(vec a, vec b, vec c) { return a * b + c; }
+#endif
+
+INLINE vec magnitude(vec a) {
+#if STORE == F64
+    return (vec)((ivec)a & INT64_MAX);
+#else
+    return (vec)((ivec)a & INT32_MAX);
+#endif
+}
+
+INLINE vec positive(vec a) { return (vec)((ivec)a & (a > splat(0))); }
+
+INLINE double total(vec a) {
+    double sum = 0;
+    for (int i = 0; i < LANES; i++) sum += (double)a[i];
+    return sum;
+}
+
+#endif

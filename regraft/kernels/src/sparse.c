@@ -1,0 +1,369 @@
+/* Products over existing connections, and neurons between them, on blocks of 16 images. See sparse.h.
+ *
+ * Spikes enter a product as sets of images: a connection adds its weight where the set says, without a multiplication
+ * and without reading a number an image. 16 pixels are summed at a time, in registers, over all connections of a
+ * channel.
+ */
+#include <stddef.h>
+#include <string.h>
+
+#define F32 1
+#define BF16 2
+#define F64 3
+#include "lanes.h"
+#include "sparse.h"
+
+#define GLUE4(a, b, c, d) a##b##_##c##_##d
+#define NAME4(a, b, c, d) GLUE4(a, b, c, d)
+#define PUBLIC(name) NAME4(regraft_, name, TYPE, ISA)
+#define EXPORT __attribute__((visibility("default")))
+
+enum { TASKS = 8, CHUNK = 256 };
+
+INLINE uint16_t present(int64_t block, int64_t per_step, int64_t lanes) {
+    return (uint16_t)(block % per_step == per_step - 1 && lanes < LANES ? (1u << lanes) - 1 : 0xffffu);
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* ---- forward --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const regraft_layer *s;
+    const uint16_t *bits;
+    const vec *x; /* in the place of bits: reals, without a halo */
+    regraft_rows rows;
+    const real *value, *bias, *shift;
+    vec *y;
+    double *partial; /* [TASKS, 2, C] sums of y - shift and of its square */
+} forward;
+
+/* One channel at `high` x `wide` pixels from (row, column). `from` is under the kernel's first pixel there. */
+INLINE void sum_spikes(const int high, const int wide, const int64_t stride, const uint16_t *from, int64_t line,
+                       const int32_t *at, const real *value, int64_t count, vec *restrict acc) {
+    for (int64_t k = 0; k < count; k++) {
+        const vec w = splat(value[k]);
+        const uint16_t *set = from + at[k];
+        for (int r = 0; r < high; r++)
+            for (int i = 0; i < wide; i++) acc[r * wide + i] = add_where(acc[r * wide + i], set[r * line + i * stride], w);
+    }
+}
+
+INLINE void sum_reals(const int high, const int wide, const int64_t stride, const vec *from, int64_t line,
+                      const int32_t *at, const real *value, int64_t count, vec *restrict acc) {
+    for (int64_t k = 0; k < count; k++) {
+        const vec w = splat(value[k]);
+        const vec *x = from + at[k];
+        for (int r = 0; r < high; r++)
+            for (int i = 0; i < wide; i++)
+                acc[r * wide + i] = multiply_add(w, x[r * line + i * stride], acc[r * wide + i]);
+    }
+}
+
+INLINE void tile_forward(const int high, const int wide, const int64_t stride, const int spikes, const forward *f,
+                         const vec *x, int64_t block, int64_t row, int64_t column, uint16_t there, vec *sum) {
+    const regraft_layer *s = f->s;
+    const int64_t C = s->out_channels, W = s->out_width, across = s->in_width + 2 * s->halo;
+    const int64_t origin = s->halo - s->padding;
+    const int64_t place = ((row * s->stride + origin) * s->in_channels) * across + column * s->stride + origin;
+    const int64_t line = s->stride * s->in_channels * across;
+    const uint16_t *from = f->bits + block * (s->in_height + 2 * s->halo) * s->in_channels * across + place;
+    const int rows = (int)least(high, s->out_height - row), columns = (int)least(wide, W - column);
+    const int full = rows == high && columns == wide;
+    for (int64_t c = 0; c < C; c++) {
+        vec acc[POSITIONS];
+        const vec start = f->bias ? only(splat(f->bias[c]), there) : splat(0);
+        for (int i = 0; i < high * wide; i++) acc[i] = start;
+        const int64_t first = f->rows.first[c], count = f->rows.first[c + 1] - first;
+        if (spikes) sum_spikes(high, wide, stride, from, line, f->rows.at + first, f->value + first, count, acc);
+        else sum_reals(high, wide, stride, x + place, line, f->rows.at + first, f->value + first, count, acc);
+        vec *to = f->y + ((block * s->out_height + row) * C + c) * W + column;
+        const vec shift = splat(f->shift ? f->shift[c] : 0);
+        vec a = splat(0), q = splat(0);
+        if (full) {
+            for (int r = 0; r < high; r++)
+                for (int i = 0; i < wide; i++) {
+                    to[r * C * W + i] = acc[r * wide + i];
+                    const vec d = only(acc[r * wide + i] - shift, there);
+                    a += d;
+                    q += d * d;
+                }
+        } else {
+            for (int r = 0; r < rows; r++)
+                for (int i = 0; i < columns; i++) {
+                    to[r * C * W + i] = acc[r * wide + i];
+                    const vec d = only(acc[r * wide + i] - shift, there);
+                    a += d;
+                    q += d * d;
+                }
+        }
+        sum[2 * c] += a;
+        sum[2 * c + 1] += q;
+    }
+}
+
+INLINE void band_forward(const int high, const int wide, const int64_t stride, const int spikes, const forward *f,
+                         const vec *x, int64_t block, uint16_t there, vec *sum, double *partial) {
+    const regraft_layer *s = f->s;
+    for (int64_t row = 0; row < s->out_height; row += high) {
+        for (int64_t column = 0; column < s->out_width; column += wide)
+            tile_forward(high, wide, stride, spikes, f, x, block, row, column, there, sum);
+        for (int64_t j = 0; j < 2 * s->out_channels && partial; j++) { /* single precision over a few rows only */
+            partial[j] += total(sum[j]);
+            sum[j] = splat(0);
+        }
+    }
+}
+
+/* The shape of a tile that wastes least: all of it in one row, or two or four rows of narrow maps. */
+#define TILED(stride, spikes)                                                                                   \
+    do {                                                                                                        \
+        if (s->out_width > POSITIONS / 2 || s->out_height == 1)                                                 \
+            band_forward(1, POSITIONS, stride, spikes, f, x, block, there, sum, partial);                       \
+        else if (s->out_width > POSITIONS / 4)                                                                  \
+            band_forward(2, POSITIONS / 2, stride, spikes, f, x, block, there, sum, partial);                   \
+        else                                                                                                    \
+            band_forward(4, POSITIONS / 4, stride, spikes, f, x, block, there, sum, partial);                   \
+    } while (0)
+
+/* `x` with a halo of zeros; the halo is there already. */
+static void lay_out(const vec *x, int64_t height, int64_t channels, int64_t width, int64_t halo, vec *to) {
+    for (int64_t h = 0; h < height; h++)
+        for (int64_t c = 0; c < channels; c++)
+            memcpy(to + ((h + halo) * channels + c) * (width + 2 * halo) + halo, x + (h * channels + c) * width,
+                   sizeof(vec) * (size_t)width);
+}
+
+static size_t padded(const regraft_layer *s) { /* pixels of an input block with its halo, and what tiles read beyond */
+    return (size_t)((s->in_height + 2 * s->halo + 4 * s->stride) * s->in_channels * (s->in_width + 2 * s->halo) +
+                    POSITIONS * s->stride);
+}
+
+static void forward_task(void *context, void *scratch, int64_t task) {
+    const forward *f = context;
+    const regraft_layer *s = f->s;
+    const int64_t tasks = least(TASKS, s->blocks), size = s->in_height * s->in_channels * s->in_width;
+    const int64_t first = s->blocks * task / tasks, last = s->blocks * (task + 1) / tasks;
+    vec *sum = scratch, *x = sum + 2 * s->out_channels;
+    double *partial = f->partial ? f->partial + task * 2 * s->out_channels : NULL;
+    memset(sum, 0, sizeof(vec) * 2 * (size_t)s->out_channels);
+    if (f->x) memset(x, 0, sizeof(vec) * padded(s));
+    for (int64_t block = first; block < last; block++) {
+        const uint16_t there = present(block, s->per_step, s->lanes);
+        if (f->x) {
+            lay_out(f->x + block * size, s->in_height, s->in_channels, s->in_width, s->halo, x);
+            TILED(s->stride, 0);
+        } else if (s->stride == 1)
+            TILED(1, 1);
+        else if (s->stride == 2)
+            TILED(2, 1);
+        else
+            TILED(s->stride, 1);
+    }
+}
+
+/* y `[blocks, H', C', W', 16]` of spikes `bits` (or reals `x`), and for each channel the sums of y - shift and of its
+ * square over all images, `sums` `[2, C']` (`partial`: room for 16 C' doubles; NULL: no sums). bias, shift: or NULL. */
+EXPORT int PUBLIC(layer_forward)(const regraft_layer *s, const uint16_t *bits, const real *x, const regraft_rows *rows,
+                                 const real *value, const real *bias, const real *shift, real *y, double *sums,
+                                 double *partial) {
+    forward f = {s, bits, (const vec *)x, *rows, value, bias, shift, (vec *)y, partial};
+    const int64_t tasks = least(TASKS, s->blocks), C = s->out_channels;
+    if (partial) memset(partial, 0, sizeof(double) * (size_t)(TASKS * 2 * C));
+    const size_t scratch = sizeof(vec) * (2 * (size_t)C + (x ? padded(s) : 0));
+    if (tasks && regraft_each(tasks, s->threads, scratch, forward_task, &f)) return 1;
+    for (int64_t c = 0; c < C && partial; c++)
+        for (int j = 0; j < 2; j++) {
+            double sum = 0;
+            for (int64_t task = 0; task < tasks; task++) sum += partial[task * 2 * C + 2 * c + j];
+            sums[j * C + c] = sum;
+        }
+    return 0;
+}
+
+/* ---- backward -------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const regraft_layer *s;
+    const uint16_t *bits;
+    const vec *x, *y, *g;
+    const real *mean, *scale, *k0, *k1; /* NULL: g is the gradient of y as it is */
+    regraft_rows rows;
+    const regraft_phase *phases;
+    const real *value;
+    real *partial; /* [TASKS, connections] */
+    vec *onto_x;
+} backward;
+
+static size_t error_size(const regraft_layer *s) {
+    const size_t m = (size_t)s->margin;
+    return ((size_t)s->out_height + 2 * m + 4) * (size_t)s->out_channels * ((size_t)s->out_width + 2 * m) + POSITIONS;
+}
+
+/* The gradient of y in one block, with its margin; lanes that hold no image are 0. */
+static void error_of(const backward *b, int64_t block, vec *to) {
+    const regraft_layer *s = b->s;
+    const int64_t C = s->out_channels, W = s->out_width, m = s->margin;
+    const uint16_t there = present(block, s->per_step, s->lanes);
+    for (int64_t h = 0; h < s->out_height; h++)
+        for (int64_t c = 0; c < C; c++) {
+            const int64_t place = ((block * s->out_height + h) * C + c) * W;
+            vec *row = to + ((h + m) * C + c) * (W + 2 * m) + m;
+            if (!b->mean) {
+                memcpy(row, b->g + place, sizeof(vec) * (size_t)W);
+                continue;
+            }
+            const vec mean = splat(b->mean[c]), scale = splat(b->scale[c]), k0 = splat(b->k0[c]), k1 = splat(b->k1[c]);
+            for (int64_t w = 0; w < W; w++)
+                row[w] = only(scale * (b->g[place + w] - k0 - k1 * (b->y[place + w] - mean)), there);
+        }
+}
+
+/* Gradients of one channel's weights, over `count` error vectors that lie together in `g`: rows of `width` pixels. */
+INLINE void learn_rows(const backward *b, const vec *x, const uint16_t *bits, int64_t row, int64_t rows, int64_t c,
+                       const vec *g, real *onto) {
+    const regraft_layer *s = b->s;
+    const int64_t W = s->out_width, across = s->in_width + 2 * s->halo, origin = s->halo - s->padding;
+    const int64_t place = ((row * s->stride + origin) * s->in_channels) * across + origin;
+    const int64_t line = s->stride * s->in_channels * across;
+    int64_t k = b->rows.first[c];
+    const int64_t last = b->rows.first[c + 1];
+    if (x) {
+        for (; k < last; k++) {
+            vec a = splat(0);
+            for (int64_t r = 0; r < rows; r++) {
+                const vec *in = x + place + r * line + b->rows.at[k];
+                for (int64_t w = 0; w < W; w++) a = multiply_add(in[w * s->stride], g[r * W + w], a);
+            }
+            onto[k] += (real)total(a);
+        }
+        return;
+    }
+    for (; k + 1 < last; k += 2) { /* one reading of the error serves two connections */
+        vec a0 = splat(0), a1 = splat(0), b0 = splat(0), b1 = splat(0);
+        for (int64_t r = 0; r < rows; r++) {
+            const uint16_t *p = bits + place + r * line + b->rows.at[k], *q = bits + place + r * line + b->rows.at[k + 1];
+            const vec *e = g + r * W;
+            int64_t w = 0;
+            if (s->stride == 1)
+                for (; w + 1 < W; w += 2) {
+                    a0 = add_where(a0, p[w], e[w]);
+                    b0 = add_where(b0, q[w], e[w]);
+                    a1 = add_where(a1, p[w + 1], e[w + 1]);
+                    b1 = add_where(b1, q[w + 1], e[w + 1]);
+                }
+            for (; w < W; w++) {
+                a0 = add_where(a0, p[w * s->stride], e[w]);
+                b0 = add_where(b0, q[w * s->stride], e[w]);
+            }
+        }
+        onto[k] += (real)total(a0 + a1);
+        onto[k + 1] += (real)total(b0 + b1);
+    }
+    for (; k < last; k++) {
+        vec a = splat(0);
+        for (int64_t r = 0; r < rows; r++) {
+            const uint16_t *p = bits + place + r * line + b->rows.at[k];
+            for (int64_t w = 0; w < W; w++) a = add_where(a, p[w * s->stride], g[r * W + w]);
+        }
+        onto[k] += (real)total(a);
+    }
+}
+
+static void learn_block(const backward *b, const vec *error, const vec *x, int64_t block, vec *chunk, real *onto) {
+    const regraft_layer *s = b->s;
+    const int64_t C = s->out_channels, W = s->out_width, m = s->margin, H = s->out_height;
+    const uint16_t *bits = b->bits + block * (s->in_height + 2 * s->halo) * s->in_channels * (s->in_width + 2 * s->halo);
+    const int64_t rows = W >= CHUNK ? 1 : CHUNK / W;
+    for (int64_t row = 0; row < H; row += rows)
+        for (int64_t c = 0; c < C; c++) {
+            const int64_t here = least(rows, H - row);
+            /* Rows of a channel lie a power of two apart: read in place they would push each other out. */
+            for (int64_t r = 0; r < here; r++)
+                memcpy(chunk + r * W, error + ((row + r + m) * C + c) * (W + 2 * m) + m, sizeof(vec) * (size_t)W);
+            learn_rows(b, x, bits, row, here, c, chunk, onto);
+        }
+}
+
+/* The input's gradient at the pixels of one phase, `high` x `wide` of them at a time. */
+INLINE void spread(const int high, const int wide, const backward *b, const regraft_phase *p, const real *value,
+                   const vec *error, vec *to) {
+    const regraft_layer *s = b->s;
+    const int64_t C = s->in_channels, W = s->in_width, across = s->out_width + 2 * s->margin;
+    const int64_t line = s->out_channels * across;
+    const int64_t rows = (s->in_height - p->row + s->stride - 1) / s->stride;
+    const int64_t columns = (W - p->column + s->stride - 1) / s->stride;
+    for (int64_t row = 0; row < rows; row += high)
+        for (int64_t column = 0; column < columns; column += wide) {
+            const vec *from = error + row * line + column;
+            const int up = (int)least(high, rows - row), over = (int)least(wide, columns - column);
+            for (int64_t c = 0; c < C; c++) {
+                vec acc[POSITIONS];
+                for (int i = 0; i < high * wide; i++) acc[i] = splat(0);
+                const int64_t first = p->first[c];
+                sum_reals(high, wide, 1, from, line, p->at + first, value + first, p->first[c + 1] - first, acc);
+                for (int r = 0; r < up; r++) {
+                    vec *out = to + ((p->row + (row + r) * s->stride) * C + c) * W + p->column + column * s->stride;
+                    if (s->stride == 1 && over == wide)
+                        for (int i = 0; i < wide; i++) out[i] = acc[r * wide + i];
+                    else
+                        for (int i = 0; i < wide; i++)
+                            if (i < over) out[i * s->stride] = acc[r * wide + i];
+                }
+            }
+        }
+}
+
+static void backward_task(void *context, void *scratch, int64_t task) {
+    const backward *b = context;
+    const regraft_layer *s = b->s;
+    const int64_t tasks = least(TASKS, s->blocks), size = s->in_height * s->in_channels * s->in_width;
+    const int64_t first = s->blocks * task / tasks, last = s->blocks * (task + 1) / tasks;
+    vec *error = scratch, *chunk = error + error_size(s), *x = chunk + (s->out_width > CHUNK ? s->out_width : CHUNK);
+    real *value = (real *)(x + (b->x ? padded(s) : 0)), *onto = b->partial + task * s->connections;
+    memset(error, 0, sizeof(vec) * error_size(s));
+    if (b->x) memset(x, 0, sizeof(vec) * padded(s));
+    memset(onto, 0, sizeof(real) * (size_t)s->connections);
+    if (b->onto_x) { /* weights in the order of the input's channels, all phases behind each other */
+        real *to = value;
+        for (int64_t p = 0; p < s->stride * s->stride; p++)
+            for (int64_t k = 0; k < b->phases[p].first[s->in_channels]; k++) *to++ = b->value[b->phases[p].from[k]];
+    }
+    for (int64_t block = first; block < last; block++) {
+        error_of(b, block, error);
+        if (b->x) lay_out(b->x + block * size, s->in_height, s->in_channels, s->in_width, s->halo, x);
+        learn_block(b, error, b->x ? x : NULL, block, chunk, onto);
+        const real *of = value;
+        for (int64_t p = 0; p < s->stride * s->stride && b->onto_x; p++) {
+            const regraft_phase *phase = b->phases + p;
+            const int64_t width = (s->in_width + s->stride - 1) / s->stride;
+            vec *to = b->onto_x + block * size;
+            if (width > POSITIONS / 2 || s->in_height == 1) spread(1, POSITIONS, b, phase, of, error, to);
+            else if (width > POSITIONS / 4) spread(2, POSITIONS / 2, b, phase, of, error, to);
+            else spread(4, POSITIONS / 4, b, phase, of, error, to);
+            of += phase->first[s->in_channels];
+        }
+    }
+}
+
+/* Gradients of the connections, `onto` `[connections]`, and of the input, `onto_x` (NULL: not wanted). The gradient of
+ * y is `scale * (g - k0 - k1 * (y - mean))` by channel, or `g` where these are NULL. `partial`: 8 connections' room. */
+EXPORT int PUBLIC(layer_backward)(const regraft_layer *s, const uint16_t *bits, const real *x, const real *y, const real *g,
+                                  const real *mean, const real *scale, const real *k0, const real *k1,
+                                  const regraft_rows *rows, const regraft_phase *phases, const real *value, real *onto,
+                                  real *onto_x, real *partial) {
+    backward b = {s,    bits, (const vec *)x, (const vec *)y, (const vec *)g, mean, scale, k0, k1, *rows,
+                  phases, value, partial, (vec *)onto_x};
+    const int64_t tasks = least(TASKS, s->blocks);
+    const size_t chunk = (size_t)(s->out_width > CHUNK ? s->out_width : CHUNK);
+    const size_t vectors = error_size(s) + chunk + (x ? padded(s) : 0);
+    if (tasks && regraft_each(tasks, s->threads, sizeof(vec) * vectors + sizeof(real) * (size_t)s->connections,
+                              backward_task, &b))
+        return 1;
+    for (int64_t k = 0; k < s->connections; k++) {
+        real sum = 0;
+        for (int64_t task = 0; task < tasks; task++) sum += partial[task * s->connections + k];
+        onto[k] = sum;
+    }
+    return 0;
+}
