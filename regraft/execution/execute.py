@@ -33,7 +33,7 @@ def execute(model: nn.Module) -> Execution:
         if isinstance(vars(module).get("forward"), _Forward):
             del module.forward
     execution = Execution()
-    for module, program in plan(model):
+    for module, program in list(plan(model)):  # all of them planned before any is replaced
         forward = _Forward(module, program)
         object.__setattr__(module, "forward", forward)
         execution.forwards.append(forward)
@@ -79,8 +79,9 @@ class _Forward:
         self.module, self.program = module, program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bypassed = any(_hooked(container) for container in self.program.containers)
-        if kwargs or len(args) != 1 or bypassed or torch.compiler.is_compiling():
+        bypassed = _looked_at() or any(_hooked(container) for container in self.program.containers)
+        symbolic = torch.compiler.is_compiling() or not all(isinstance(x, Tensor) for x in args)
+        if kwargs or len(args) != 1 or bypassed or symbolic:
             return type(self.module).forward(self.module, *args, **kwargs)
         return self.program.run(args[0], run_segment)
 
@@ -91,8 +92,10 @@ def run_segment(segment: Segment, *inputs: Tensor) -> Tensor:
     if kernels is None or why_not(segment) or _unfit(segment, inputs, kernels):
         # In half precision the fast path rounds only what it stores; so does this one.
         kind = inputs[0].dtype
-        wide = [y.float() for y in inputs] if kind in (torch.bfloat16, torch.float16) else inputs
-        return segment.plain(*wide).to(kind)
+        half = kind in (torch.bfloat16, torch.float16)
+        if not half or any(t.dtype == kind for norm in segment.norms if norm is not None for t in _numbers(norm)):
+            return segment.plain(*inputs)
+        return segment.plain(*(y.float() for y in inputs)).to(kind)
     how = fire_of(segment.neuron)
     assert how is not None
     pool = segment.pool is not None and _can_pool(inputs[0], kernels)
@@ -113,6 +116,8 @@ def _unfit(segment: Segment, inputs: tuple[Tensor, ...], kernels: Any) -> bool:
     """Whether these inputs need the plain path, be it for its errors."""
     y, neuron = inputs[0], segment.neuron
     steps = 1 if neuron.static else neuron.steps
+    if any(type(x) not in (Tensor, nn.Parameter) for x in inputs):  # their memory is not theirs: fake, distributed
+        return True
     if any(x.layout != torch.strided or x.device != y.device for x in inputs):
         return True
     if y.dim() < 2 or y.numel() == 0 or len(y) % steps or y.dtype not in kernels.TYPES:
@@ -126,10 +131,18 @@ def _unfit_norm(norm: BatchNorm, y: Tensor, kernels: Any) -> bool:
     dims = (2, 3) if isinstance(norm, nn.BatchNorm1d) else (4,) if isinstance(norm, nn.BatchNorm2d) else (5,)
     if y.dim() not in dims or y.shape[1] != norm.num_features:
         return True
-    if norm.training and y.numel() == y.shape[1]:  # one value a channel: torch refuses it
+    if (norm.running_mean is None) != (norm.running_var is None):
         return True
-    numbers = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if isinstance(t, Tensor)]
-    return any(t.dtype != kernels.real(y) or not t.is_contiguous() for t in numbers)
+    batch = norm.training or norm.running_mean is None
+    if batch and y.numel() == y.shape[1]:  # one value a channel: torch refuses it
+        return True
+    fit = (y.shape[1:2], y.device, kernels.real(y))
+    return any((t.shape, t.device, t.dtype) != fit or not t.is_contiguous() for t in _numbers(norm))
+
+
+def _numbers(norm: BatchNorm) -> list[Tensor]:
+    """What it has for each channel."""
+    return [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if isinstance(t, Tensor)]
 
 
 def _can_pool(y: Tensor, kernels: Any) -> bool:
@@ -137,6 +150,17 @@ def _can_pool(y: Tensor, kernels: Any) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
+    """Whether it matters that the module itself is called: for its hooks, or a `forward` that somebody gave it."""
+    forward = vars(module).get("forward")
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        (forward is not None and not isinstance(forward, _Forward))
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
+
+
+def _looked_at() -> bool:
+    """Whether a hook looks at the modules of all networks."""
+    return bool(torch.nn.modules.module._has_any_global_hook())

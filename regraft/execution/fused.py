@@ -70,9 +70,11 @@ class _Segment(torch.autograd.Function):
             ys[1] = _in_layout(ys[1], ys[0])
         terms = [_normalised(y, *triple) for y, triple in zip(ys, triples, strict=True)]
         ctx.how, ctx.pool, ctx.batch = how, pool, [norm is not None and norm.batch for _, _, norm in triples]
+        ctx.affine = [(gamma is not None, beta is not None) for gamma, beta, _ in triples]
+        ctx.last = ys[0].dim() == 4 and kernels.channels_last(ys[0])
         # On a GPU a learnt decay stays a tensor: to read its value would be to wait for it.
         ctx.decay = decay.detach() if isinstance(decay, Tensor) and decay.is_cuda else number(decay)
-        ctx.save_for_backward(*(tensor for term in terms for tensor in term), *(triple[0] for triple in triples))
+        ctx.save_for_backward(*(tensor for term in terms for tensor in term))
         return kernels.fire(how, ctx.decay, terms, pool)
 
     @staticmethod
@@ -80,12 +82,13 @@ class _Segment(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         count, saved, needs = len(ctx.batch), ctx.saved_tensors, ctx.needs_input_grad
         terms = [Normalised(*saved[5 * i : 5 * i + 5]) for i in range(count)]
-        gammas = saved[5 * count :]
-        grad = _in_layout(grad, terms[0].y)
+        form = torch.channels_last if ctx.last else torch.contiguous_format  # hooks on saved tensors may have lost it
+        terms = [term._replace(y=term.y.contiguous(memory_format=form)) for term in terms]
+        grad = grad.to(terms[0].y.dtype).contiguous(memory_format=form)
         gx, sums, of_decay = _engine(grad).unfire(ctx.how, ctx.decay, terms, grad, ctx.pool, learn=needs[2])
         onto_inputs, onto_norms = [], []
-        for i, (term, gamma, batch) in enumerate(zip(terms, gammas, ctx.batch, strict=True)):
-            onto_norms += _onto_norm(term, gamma, sums[0], sums[1 + i])
+        for i, (term, affine, batch) in enumerate(zip(terms, ctx.affine, ctx.batch, strict=True)):
+            onto_norms += _onto_norm(term, affine, sums[0], sums[1 + i])
             if not needs[4 + i]:
                 onto_inputs.append(None)
             elif term.scale is None:
@@ -110,14 +113,15 @@ def _normalised(y: Tensor, gamma: Tensor | None, beta: Tensor | None, norm: Norm
     scale = inverse if gamma is None else inverse * gamma
     shift = -mean * scale if beta is None else beta - mean * scale
     wide = _engine(y).real(y)
-    return Normalised(y, mean.to(wide), inverse.to(wide), scale.to(wide), shift.to(wide))
+    # A copy of the mean: it may move before the backward pass, by kernels that autograd does not see.
+    return Normalised(y, mean.to(wide, copy=True), inverse.to(wide), scale.to(wide), shift.to(wide))
 
 
-def _onto_norm(term: Normalised, gamma: Tensor | None, g: Tensor, gy: Tensor) -> list[Tensor | None]:
-    """Gradients of gamma and beta; the third place is the normalisation's settings."""
-    if gamma is None or term.inverse is None:
-        return [None, None, None]
-    return [gy * term.inverse, g, None]
+def _onto_norm(term: Normalised, affine: tuple[bool, bool], g: Tensor, gy: Tensor) -> list[Tensor | None]:
+    """Gradients of gamma and beta, where there are such; the third place is the normalisation's settings."""
+    gamma, beta = affine
+    # Autograd may keep a gradient as it is given, to add to it later: two normalisations must not share one.
+    return [gy * term.inverse if gamma and term.inverse is not None else None, g.clone() if beta else None, None]
 
 
 def _onto_y(gx: Tensor, term: Normalised, batch: bool, g: Tensor, gy: Tensor, *, into: bool) -> Tensor:

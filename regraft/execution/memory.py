@@ -20,6 +20,9 @@ def keep_pages() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20))
-    taken = [mallopt(name, value) for name, value in settings]  # each of them, even if one fails
+    # Older versions take at most 32 MiB for the first. Each of the others ends its own adaptation, so without it they
+    # would make things worse.
+    if not any(mallopt(_MMAP_THRESHOLD, value) for value in (1 << 30, 32 << 20)):
+        return False
+    taken = [mallopt(name, value) for name, value in ((_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20))]
     return all(taken)

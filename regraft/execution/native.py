@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from regraft.execution.fire import Fire
+from regraft.kernels import calls
 from regraft.kernels import segment as kernels
 
-TYPES: dict[torch.dtype, kernels.Type] = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
+TYPES: dict[torch.dtype, calls.Type] = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 
 
 class Normalised(NamedTuple):
@@ -26,7 +27,7 @@ class Normalised(NamedTuple):
 
 def available() -> bool:
     """Whether the kernels were built."""
-    return kernels.available()
+    return calls.available()
 
 
 def real(y: Tensor) -> torch.dtype:

@@ -17,9 +17,12 @@ from torch import Tensor, fx, nn
 from regraft.execution.fused import BatchNorm
 from regraft.models.resnet import BasicBlock
 from regraft.neurons import LIF
+from regraft.neurons.sites import out_of_place
 
 _ADD = (operator.add, torch.add, "add")
 _CONTAINERS = (nn.Sequential, BasicBlock)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_MAKERS = (*_NORMS, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # of memory that nothing else looks at
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,55 @@ class Program:
 def plan(model: nn.Module) -> Iterator[tuple[nn.Module, Program]]:
     """Modules to be executed, with their programs: the largest that can be taken apart and hold a neuron."""
     if isinstance(model, LIF):
-        yield model, Program((Call(Segment((None,), model), (Slot(0),), {}, 1),), 2, Slot(1), ())
-    elif _known(model) and any(isinstance(module, LIF) for module in model.modules()):
-        yield model, _program(model)
+        if _fires(model):
+            yield model, Program((Call(Segment((None,), model), (Slot(0),), {}, 1),), 2, Slot(1), ())
+    elif _known(model) and any(_fires(module) for module in model.modules()):
+        program = _program(model)
+        yield model, program
+        for call in program.calls:
+            if isinstance(call.what, nn.Module):  # of somebody else
+                yield from plan(call.what)
     else:
         for child in model.children():
             yield from plan(child)
 
 
 def _known(module: nn.Module) -> bool:
-    return type(module) in _CONTAINERS or isinstance(module, fx.GraphModule)
+    if "forward" in vars(module):  # somebody gave it another
+        return False
+    return type(module) in _CONTAINERS or (isinstance(module, fx.GraphModule) and _takes_one(module.graph))
+
+
+def _takes_one(graph: fx.Graph) -> bool:
+    return sum(node.op == "placeholder" for node in graph.nodes) == 1
+
+
+def _fires(module: nn.Module | None) -> bool:
+    """Whether it is a neuron, and computes what a `LIF` does: a subclass may do anything."""
+    own = isinstance(module, LIF) and type(module).forward is LIF.forward and type(module).stream is LIF.stream
+    return own and "forward" not in vars(module)
+
+
+def _changing(change: Callable[..., Any]) -> Any:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", change, (self, other), {})
+
+    return method
+
+
+class _Proxy(fx.Proxy):
+    """Keeps `x += y` a change in place, that other names of x see too; stock proxies compute `x + y`."""
+
+    __iadd__ = _changing(operator.iadd)
+    __isub__ = _changing(operator.isub)
+    __imul__ = _changing(operator.imul)
+    __itruediv__ = _changing(operator.itruediv)
 
 
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not _known(m)
 
@@ -119,7 +158,7 @@ class _Found:
 
 def _program(root: nn.Module) -> Program:
     graph = _Tracer().trace(root)
-    found = [_around(node, root) for node in graph.nodes if isinstance(_module(node, root), LIF)]
+    found = [_around(node, root) for node in graph.nodes if _fires(_module(node, root))]
     calls: dict[fx.Node, _Found] = {each.nodes[-1]: each for each in found}
     inside = {node for each in found for node in each.nodes[:-1]}
     slots: dict[fx.Node, Slot] = {}
@@ -148,13 +187,13 @@ def _around(neuron: fx.Node, root: nn.Module) -> _Found:
     module: Any = _module(neuron, root)
     (before,) = neuron.all_input_nodes
     nodes, terms = [neuron], [before]
-    if _adds(before) and len(before.users) == 1:
+    if _adds(before, root) and len(before.users) == 1:
         nodes.insert(0, before)
         terms = list(before.all_input_nodes)
     norms, inputs = [], []
     for term in terms:
         norm = _module(term, root)
-        alone = isinstance(norm, BatchNorm) and len(term.users) == 1
+        alone = type(norm) in _NORMS and "forward" not in vars(norm) and len(term.users) == 1
         norms.append(norm if alone else None)
         inputs.append(term.all_input_nodes[0] if alone else term)
         nodes = [term, *nodes] if alone else nodes
@@ -162,16 +201,38 @@ def _around(neuron: fx.Node, root: nn.Module) -> _Found:
     if len(neuron.users) == 1 and _halves(_module(behind := next(iter(neuron.users)), root)):
         pool = _module(behind, root)
         nodes.append(behind)
+    if not _undisturbed(nodes, root):
+        return _Found(Segment((None,), module), (before,), (neuron,))
     return _Found(Segment(tuple(norms), module, pool), tuple(inputs), tuple(nodes))
 
 
-def _adds(node: fx.Node) -> bool:
-    """Whether the node is the plain sum of two tensors."""
-    return node.target in _ADD and not node.kwargs and len(node.args) == 2 and len(node.all_input_nodes) == 2
+def _adds(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the node is the plain sum of two tensors; in place only into one that nothing else looks at."""
+    if node.kwargs or len(node.args) != 2 or len(node.all_input_nodes) != 2:
+        return False
+    changed = node.all_input_nodes[0]
+    in_place = node.target in (operator.iadd, "add_")
+    return node.target in _ADD or (in_place and type(_module(changed, root)) in _MAKERS and len(changed.users) == 1)
+
+
+def _undisturbed(nodes: list[fx.Node], root: nn.Module) -> bool:
+    """Whether nothing is changed in place from the first to the last of them: they are to be computed together."""
+    waiting, node = set(nodes), nodes[-1]
+    while waiting:
+        if node not in waiting and _changes(node, root):
+            return False
+        waiting.discard(node)
+        node = node.prev
+    return True
+
+
+def _changes(node: fx.Node, root: nn.Module) -> bool:
+    asked = node.kwargs.get("inplace") or getattr(_module(node, root), "inplace", False)
+    return bool(asked) or out_of_place(node) is not None
 
 
 def _halves(module: nn.Module | None) -> bool:
-    if type(module) is not nn.MaxPool2d or module.ceil_mode or module.return_indices:
+    if type(module) is not nn.MaxPool2d or "forward" in vars(module) or module.ceil_mode or module.return_indices:
         return False
     settings = (module.kernel_size, module.stride, module.padding, module.dilation)
     pairs = [(value, value) if isinstance(value, int) else tuple(value) for value in settings]
@@ -213,7 +274,9 @@ def _slotted(value: Any, slots: dict[fx.Node, Slot]) -> Any:
     """`value` with slots in the places of nodes."""
     if isinstance(value, fx.Node):
         return slots[value]
-    if isinstance(value, tuple | list):
+    if isinstance(value, list):  # fx has lists of its own
+        return [_slotted(item, slots) for item in value]
+    if isinstance(value, tuple):
         return tuple(_slotted(item, slots) for item in value)
     if isinstance(value, dict):
         return {key: _slotted(item, slots) for key, item in value.items()}
