@@ -12,11 +12,19 @@ from regraft.execution.engines import engine
 from regraft.execution.fire import fire_of
 from regraft.execution.fused import BatchNorm
 from regraft.execution.fused import segment as fused_segment
-from regraft.execution.plan import Program, Segment, plan
+from regraft.execution.hooks import Replaced, hooked, looked_at
+from regraft.execution.paths import Paths
+from regraft.execution.plan import Call, Program, Segment, plan
+from regraft.execution.wiring import Wiring
+from regraft.structure import Topology
 
 
-def execute(model: nn.Module) -> Execution:
+def execute(model: nn.Module, topology: Topology | None = None) -> Execution:
     """Let a spiking network compute faster: normalisation, neuron and 2x2 pooling in one pass over all time steps.
+
+    With a `topology`, convolutions that are sparse enough go over their existing connections alone, and what lies
+    between them works on spikes as sets of 16 images. Products are then in float32, under autocast too. It follows the
+    wiring from event to event, and delivers the gradients of absent connections when growth asks for them.
 
     Replaces `forward` on the instances of its containers; classes, names, parameters, `state_dict`, hooks and copies
     stay what they are. Where a fast path cannot serve (other types, hooks on a layer inside, no kernels) the layers
@@ -33,8 +41,10 @@ def execute(model: nn.Module) -> Execution:
         if isinstance(vars(module).get("forward"), _Forward):
             del module.forward
     execution = Execution()
+    names = {} if topology is None else {id(p): name for name, p in topology.model.named_parameters()}
     for module, program in list(plan(model)):  # all of them planned before any is replaced
-        forward = _Forward(module, program)
+        paths = None if topology is None else Paths(program, names, Wiring(topology))
+        forward = _Forward(module, program, paths if paths is not None and paths.layers else None)
         object.__setattr__(module, "forward", forward)
         execution.forwards.append(forward)
     return execution
@@ -72,18 +82,23 @@ class Execution:
         return f"plain: no kernels for {', '.join(lacking)}" if lacking else "fused"
 
 
-class _Forward:
+class _Forward(Replaced):
     """A module's program in the place of its `forward`."""
 
-    def __init__(self, module: nn.Module, program: Program) -> None:
-        self.module, self.program = module, program
+    def __init__(self, module: nn.Module, program: Program, paths: Paths | None) -> None:
+        self.module, self.program, self.paths = module, program, paths
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bypassed = _looked_at() or any(_hooked(container) for container in self.program.containers)
+        bypassed = looked_at() or any(hooked(container) for container in self.program.containers)
         symbolic = torch.compiler.is_compiling() or not all(isinstance(x, Tensor) for x in args)
         if kwargs or len(args) != 1 or bypassed or symbolic:
             return type(self.module).forward(self.module, *args, **kwargs)
-        return self.program.run(args[0], run_segment)
+        return self.program.run(args[0], self._call)
+
+    def _call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.paths is not None:
+            return self.paths.call(call, args, kwargs, run_segment)
+        return run_segment(call.what, *args) if isinstance(call.what, Segment) else call.what(*args, **kwargs)
 
 
 def run_segment(segment: Segment, *inputs: Tensor) -> Tensor:
@@ -105,8 +120,8 @@ def run_segment(segment: Segment, *inputs: Tensor) -> Tensor:
 
 def why_not(segment: Segment) -> str | None:
     """What of a segment's modules asks for them to be called one by one; None if nothing does."""
-    if hooked := next((m for m in segment.modules if _hooked(m)), None):
-        return f"plain: a hook looks at the {type(hooked).__name__}"
+    if seen := next((m for m in segment.modules if hooked(m)), None):
+        return f"plain: a hook looks at the {type(seen).__name__}"
     if fire_of(segment.neuron) is None:
         return f"plain: surrogate {segment.neuron.surrogate} is not one of regraft's"
     return None
@@ -147,20 +162,3 @@ def _numbers(norm: BatchNorm) -> list[Tensor]:
 
 def _can_pool(y: Tensor, kernels: Any) -> bool:
     return y.dim() == 4 and kernels.channels_last(kernels.laid_out(y)) and y.shape[2] % 2 == 0 and y.shape[3] % 2 == 0
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether it matters that the module itself is called: for its hooks, or a `forward` that somebody gave it."""
-    forward = vars(module).get("forward")
-    return bool(
-        (forward is not None and not isinstance(forward, _Forward))
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def _looked_at() -> bool:
-    """Whether a hook looks at the modules of all networks."""
-    return bool(torch.nn.modules.module._has_any_global_hook())

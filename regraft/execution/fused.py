@@ -40,11 +40,11 @@ def segment(
     """
     arguments: list[Any] = []
     for norm in norms:
-        arguments += [None, None, None] if norm is None else [norm.weight, norm.bias, _step(norm)]
+        arguments += [None, None, None] if norm is None else [norm.weight, norm.bias, norm_step(norm)]
     return _Segment.apply(how, pool, decay, len(inputs), *inputs, *arguments)  # pyright: ignore[reportReturnType]
 
 
-def _step(norm: BatchNorm) -> Norm:
+def norm_step(norm: BatchNorm) -> Norm:
     """What this call of a normalisation does, and the count of its calls."""
     batch = norm.training or norm.running_mean is None
     momentum = norm.momentum

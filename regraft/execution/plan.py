@@ -76,16 +76,13 @@ class Program:
     def segments(self) -> list[Segment]:
         return [call.what for call in self.calls if isinstance(call.what, Segment)]
 
-    def run(self, x: Tensor, run_segment: Callable[..., Tensor]) -> Tensor:
-        """What `forward(x)` returns; segments are computed by `run_segment(segment, *inputs)`."""
+    def run(self, x: Tensor, run: Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]) -> Any:
+        """What `forward(x)` returns; `run(call, args, kwargs)` computes each call."""
         values: list[Any] = [None] * self.slots
         values[0] = x
         for call in self.calls:
             args, kwargs = _filled(call.args, values), _filled(call.kwargs, values)
-            if isinstance(call.what, Segment):
-                values[call.slot] = run_segment(call.what, *args)
-            else:
-                values[call.slot] = call.what(*args, **kwargs)
+            values[call.slot] = run(call, args, kwargs)
             for slot in call.done:
                 values[slot] = None
         return _filled(self.result, values)
@@ -287,25 +284,26 @@ def _slotted(value: Any, slots: dict[fx.Node, Slot]) -> Any:
 
 def _freeing(calls: list[Call], result: Any) -> tuple[Call, ...]:
     """The calls, each with the slots that it is the last to read."""
-    later = set(_slots(result))
+    later = set(slots_in(result))
     kept = []
     for call in reversed(calls):
-        read = {*_slots(call.args), *_slots(call.kwargs)} - later
+        read = {*slots_in(call.args), *slots_in(call.kwargs)} - later
         later |= read
         kept.append(replace(call, done=tuple(sorted(read))))
     return tuple(reversed(kept))
 
 
-def _slots(value: Any) -> Iterator[int]:
+def slots_in(value: Any) -> Iterator[int]:
+    """The slots that a value refers to."""
     if isinstance(value, Slot):
         yield value.index
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _slots(item)
+            yield from slots_in(item)
     elif isinstance(value, dict):
-        yield from _slots(tuple(value.values()))
+        yield from slots_in(tuple(value.values()))
     elif isinstance(value, slice):
-        yield from _slots((value.start, value.stop, value.step))
+        yield from slots_in((value.start, value.stop, value.step))
 
 
 def _filled(value: Any, values: list[Any]) -> Any:

@@ -134,6 +134,24 @@ def test_inputs_and_gradients_need_not_be_contiguous():
         assert all(torch.allclose(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_two_branches_may_come_in_different_memory_orders(turned):
+    net = traced(Branches()).double()
+    torch.nn.init.uniform_(net.right.weight)
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.neuron = net.left, net.right, net.neuron
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.contiguous(memory_format=torch.channels_last)
+            a, b = (y, x * 2) if turned else (x, y * 2)
+            return self.neuron(self.left(a) + self.right(b))
+
+    assert_same(both(traced(Turned()), drawn(4, 3, 4, 6)))
+
+
 def test_a_network_in_evaluation_gives_its_gradients_when_training_went_on():
     """The running mean has moved before the backward pass: by kernels, so that autograd cannot tell."""
     net = nn.Sequential(nn.BatchNorm1d(4), LIF(steps=2)).double()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -144,6 +144,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=120, deadline=None)
 @given(cases())
+@example(Case(batch=200, channels=3, size=(2, 3), last=False, terms="nn"))  # more planes than tasks times channels
+@example(Case(batch=40, channels=3, size=(8, 8), pool=True, neuron="plif"))
+@example(Case(batch=300, channels=70, size=(), steps=2, terms="np"))
 def test_in_double_precision_nothing_differs(case):
     expected, those = results(by_modules, case, torch.float64)
     spikes, these = results(fused, case, torch.float64)
@@ -195,6 +198,49 @@ def test_in_single_and_half_precision_it_is_as_near_as_can_be(case, dtype):
         assert x.grad.dtype == dtype
         error = (x.grad.double() - y.grad).abs().max() / y.grad.abs().max()
         assert error <= tolerance
+
+
+def test_half_precision_rounds_to_the_nearest():
+    """What is stored, once: the same numbers as in single precision, and what is not a number stays so."""
+    inputs, _, neuron = Case(terms="p", surrogate=2).make(torch.bfloat16)
+    grads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x = inputs[0].to(dtype).requires_grad_()
+        fused(Case(terms="p"), [x], [None], neuron).sum().backward()
+        assert x.grad is not None
+        grads.append(x.grad.bfloat16())
+    assert torch.equal(*grads)
+    assert len(grads[0].unique()) > 100
+    case = Case(surrogate=2, affine=True, training=False)
+    inputs, norms, neuron = case.make(torch.bfloat16)
+    norm: Any = norms[0]
+    norm.weight.data.view(torch.int32)[1] = 0x7FFFFFFF  # whose bits overflow when they are rounded
+    fused(case, [inputs[0].requires_grad_()], norms, neuron).sum().backward()
+    assert inputs[0].grad is not None
+    assert bool(inputs[0].grad[:, 1].isnan().all())
+    assert bool(inputs[0].grad[:, 2:].isfinite().all())
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_many_rows_are_not_summed_in_single_precision(last):
+    """A million ones, and a small number each: neither the statistics nor the gradients lose them."""
+    rows = 1_500_000
+    y = torch.ones(4, 1, rows // 4, 1).expand(4, 3, rows // 4, 1)
+    y = y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
+    norm = nn.BatchNorm2d(3).eval()
+    fused(Case(steps=1), [y], [norm], LIF(surrogate=Atan())).sum().backward()
+    assert norm.bias.grad is not None
+    z = torch.ones((), dtype=torch.float32) / (1 + norm.eps) ** 0.5
+    each = Atan().derivative(z.double() - 1)
+    assert torch.allclose(norm.bias.grad.double(), rows * each, rtol=1e-6)
+
+
+def test_far_from_the_threshold_a_sigmoid_lets_nothing_through():
+    x = torch.tensor([[-1e4, -300.0, 1.5, 300.0, 1e4, 3e38, -3e38]]).requires_grad_()
+    fused(Case(steps=1), [x], [None], LIF(surrogate=Sigmoid())).sum().backward()
+    expected = Sigmoid().derivative(x.detach() - 1)
+    assert x.grad is not None
+    assert torch.allclose(x.grad, expected, atol=1e-30)
 
 
 def test_it_keeps_its_inputs_and_nothing_of_their_size():

@@ -1,0 +1,27 @@
+"""Whether somebody looks at a module, so that it must be called itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Replaced:
+    """A `forward` that this package has put in a module's place; any other is somebody else's."""
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether it matters that the module itself is called: for its hooks, or a `forward` that somebody gave it."""
+    forward = vars(module).get("forward")
+    return bool(
+        (forward is not None and not isinstance(forward, Replaced))
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def looked_at() -> bool:
+    """Whether a hook looks at the modules of all networks."""
+    return torch.nn.modules.module._has_any_global_hook()
