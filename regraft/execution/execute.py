@@ -13,7 +13,7 @@ from regraft.execution.fire import fire_of
 from regraft.execution.fused import BatchNorm
 from regraft.execution.fused import segment as fused_segment
 from regraft.execution.hooks import Replaced, hooked, looked_at
-from regraft.execution.paths import Paths
+from regraft.execution.paths import Paths, all_out
 from regraft.execution.plan import Call, Program, Segment, plan
 from regraft.execution.wiring import Wiring
 from regraft.structure import Topology
@@ -93,7 +93,7 @@ class _Forward(Replaced):
         symbolic = torch.compiler.is_compiling() or not all(isinstance(x, Tensor) for x in args)
         if kwargs or len(args) != 1 or bypassed or symbolic:
             return type(self.module).forward(self.module, *args, **kwargs)
-        return self.program.run(args[0], self._call)
+        return all_out(self.program.run(args[0], self._call))
 
     def _call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.paths is not None:

@@ -24,4 +24,4 @@ def hooked(module: nn.Module) -> bool:
 
 def looked_at() -> bool:
     """Whether a hook looks at the modules of all networks."""
-    return torch.nn.modules.module._has_any_global_hook()
+    return bool(torch.nn.modules.module._has_any_global_hook())

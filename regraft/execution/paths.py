@@ -81,9 +81,9 @@ class Paths:
             if any(isinstance(x, Current) for x in args) or self._wanted(call.slot):
                 return self._segment(call.what, args, dense)
             return dense(call.what, *map(_out, args))
-        if type(call.what) is nn.Identity and not hooked(call.what):
+        if isinstance(call.what, nn.Identity) and not hooked(call.what):
             return args[0]
-        return call.what(*_all_out(args), **_all_out(kwargs))
+        return call.what(*all_out(args), **all_out(kwargs))
 
     def _over_connections(self, slot: int) -> bool:
         each = self._layers.get(slot)
@@ -170,6 +170,7 @@ def _term(x: Any, norm: BatchNorm | None, steps: int, second: bool) -> tuple[Cur
         assert found.inverse is not None
         given = found.mean.double(), found.inverse.double(), True
     else:
+        assert isinstance(x, Current)
         mean, var, inverse = moments(x, step.eps)
         if step.running[0] is not None and step.running[1] is not None:
             unbiased = var * (x.form.rows / max(1, x.form.rows - 1))
@@ -188,11 +189,12 @@ def _out(x: Any) -> Any:
     return blocked.plain(x) if isinstance(x, Current | Spikes) else x
 
 
-def _all_out(value: Any) -> Any:
+def all_out(value: Any) -> Any:
+    """`value` with nothing in blocks, whatever it is made of."""
     if isinstance(value, tuple | list):
-        return type(value)(_all_out(item) for item in value)
+        return type(value)(all_out(item) for item in value)
     if isinstance(value, dict):
-        return {key: _all_out(item) for key, item in value.items()}
+        return {key: all_out(item) for key, item in value.items()}
     return _out(value)
 
 

@@ -112,10 +112,14 @@ class _Layer(torch.autograd.Function):
             _at(gx),
             partial.data_ptr(),
         )
+        of_bias = g.sum((0, 1, 3, 4)) if biased else None
+        if of_bias is not None and deferred.channels is not None:
+            _, scale, k0, _ = deferred.channels
+            of_bias = scale * (of_bias - form.rows * k0)  # what is centred sums to 0
         deferred.channels = None
         of_weight = torch.zeros(shape, dtype=y.dtype)
         of_weight.view(-1)[learnt.index] = onto
-        return gx, of_weight, g.sum((0, 1, 3, 4)) if biased else None, None
+        return gx, of_weight, of_bias, None
 
 
 def _described(before: Form, form: Form, pattern: Pattern, connections: int) -> kernels.Layer:

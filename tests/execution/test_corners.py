@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from regraft.errors import ShapeError
 from regraft.execution import execute, keep_pages
 from regraft.execution.engines import engine
 from regraft.models import resnet_small
@@ -269,6 +270,15 @@ def test_a_network_all_in_half_precision_computes_as_it_did(dtype):
     assert outs[1].dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_types_that_no_kernel_takes_go_the_plain_way(dtype):
+    net = nn.Sequential(nn.Identity(), LIF(steps=2))
+    execute(net)
+    x = drawn(4, 3).to(dtype)
+    assert torch.equal(net(x), LIF(steps=2)(x))
+    assert net(x).dtype == dtype
+
+
 def test_tensors_without_memory_go_the_plain_way():
     with FakeTensorMode():
         net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(steps=2))
@@ -327,6 +337,42 @@ def test_a_forward_that_somebody_gave_a_module_is_called(which, when):
     assert bool((with_it == expected).all())
 
 
+def test_running_statistics_stay_where_tracking_was_switched_off():
+    net = nn.Sequential(nn.BatchNorm1d(4), LIF(steps=2)).double()
+    net[0].track_running_stats = False
+    assert_same(both(net, drawn(6, 4)))
+    assert not bool(net[0].running_mean.any())
+
+
+def test_hooks_of_the_backward_pass_are_called():
+    net = nn.Sequential(nn.BatchNorm1d(4), LIF(steps=2))
+    execute(net)
+    seen: list[str] = []
+    net[0].register_full_backward_hook(lambda module, onto, of: seen.append("after"))
+    net[1].register_full_backward_pre_hook(lambda module, of: seen.append("before"))
+    net(torch.randn(6, 4).requires_grad_()).sum().backward()
+    assert seen == ["before", "after"]
+
+
+def test_a_normalisation_of_another_width_fails_as_it_did():
+    net = nn.Sequential(nn.BatchNorm1d(3), LIF(steps=2))
+    execute(net)
+    with pytest.raises(RuntimeError, match="should contain 4 elements"):
+        net(torch.randn(6, 4))
+
+
+@needs_kernels
+def test_executing_twice_is_executing_once():
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), LIF(steps=2)), nn.Linear(3, 3), LIF(steps=2))
+    old = execute(net)
+    new = execute(net)
+    assert str(new) == str(old)
+    old.detach()
+    assert "forward" in vars(net), "it is the newer one's"
+    new.detach()
+    assert not any("forward" in vars(module) for module in net.modules())
+
+
 def test_hooks_on_all_modules_are_called():
     net = nn.Sequential(nn.BatchNorm2d(2), LIF(steps=2))
     execute(net)
@@ -380,7 +426,7 @@ def test_an_executed_network_can_be_traced():
     x = torch.randn(4, 3)
     graph = Tracer().trace(net)
     assert [node.target for node in graph.nodes if node.op == "call_module"] == ["0.0", "0.1"]
-    assert torch.equal(torch.compile(net, backend="eager")(x), net(x))
+    assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), net(x))
 
 
 class Aliased(nn.Module):
@@ -421,6 +467,73 @@ class Seen(nn.Module):
         return F.relu(out) + out
 
 
+class Named(nn.Module):
+    """What is added to has another name, under which it is looked at afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        out = self.norm(x)
+        other = out
+        other += x
+        return F.relu(other) + out
+
+
+class Viewed(nn.Module):
+    """What is added to is a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.one(x)
+        flat = y.flatten(2)
+        flat += x.flatten(2)
+        return F.relu(flat) + y.flatten(2)
+
+
+class Twice(nn.Module):
+    """Normalisation and neuron are looked at by others too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.pool = nn.BatchNorm2d(2), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(F.relu(x))
+        s = F.relu(y)
+        return self.pool(s) + s[..., ::2, ::2] + y[..., ::2, ::2]
+
+
+class Sums(nn.Module):
+    """Sums that are not the plain sum of two tensors of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        x = F.relu(x + x) + F.relu(x + 0.25) + F.relu(torch.add(x, x * 2, alpha=-0.3))
+        return F.relu(x + self.bias) + F.relu(self.bias + x)
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.odd = nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        x = x * 2
+        return self.one(F.relu(x)).sum() + self.two(F.relu(x - 0.1)).sum() + self.odd(F.relu(x[..., 1:, :])).sum()
+
+
 class Indexed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).flatten(0, 1)[[0, 1]]
@@ -440,8 +553,8 @@ class Before(nn.Module):
         return self.pool(y)
 
 
-@pytest.mark.parametrize("make", [Aliased, Residual, Seen, Indexed, Before])
-def test_changes_in_place_and_lists_in_graphs(make):
+@pytest.mark.parametrize("make", [Aliased, Residual, Seen, Named, Viewed, Twice, Sums, Padded, Indexed, Before])
+def test_graphs_that_are_easily_misread(make):
     net = spiking(make(), steps=2).double()
     twin = copy.deepcopy(net)
     execute(twin)
@@ -485,9 +598,51 @@ def test_a_graph_gives_back_what_it_gave_back():
             x = F.relu(x)
             return [x, x + 1]
 
-    net = spiking(Lists(), steps=2)
+    net = spiking(Lists(), steps=2).double()
+    before = net(drawn(4, 3))
     execute(net)
-    assert type(net(torch.randn(4, 3))) is list
+    after = net(drawn(4, 3))
+    assert type(after) is type(before) is list
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_graph_reads_the_parameter_that_it_has_now():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x * self.scale)
+
+    net = spiking(Net(), steps=2)
+    execute(net)
+    net.scale = nn.Parameter(torch.full((3,), 100.0))
+    assert bool((net(torch.full((4, 3), 0.1)) == 1).all())
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 5), (5, 5), (1, 2), (6, 2)])
+def test_maps_of_odd_size_are_pooled_as_they_were(size):
+    net = nn.Sequential(nn.BatchNorm2d(3), LIF(steps=2), nn.MaxPool2d(2, ceil_mode=min(size) == 1)).double()
+    for form in (torch.contiguous_format, torch.channels_last):
+        assert_same(both(net, drawn(4, 3, *size), form=form))
+        net.zero_grad()
+
+
+def test_a_pooling_that_gives_places_too_is_called():
+    net = nn.Sequential(LIF(steps=2), nn.MaxPool2d(2, return_indices=True))
+    execute(net)
+    spikes, places = net(torch.rand(4, 3, 4, 4) * 3)
+    assert (spikes.shape, places.dtype) == ((4, 3, 2, 2), torch.int64)
+
+
+def test_steps_that_do_not_divide_the_batch_are_refused():
+    net = nn.Sequential(nn.BatchNorm1d(3), LIF(steps=3))
+    execute(net)
+    with pytest.raises(ShapeError, match="cannot hold 3 time steps"):
+        net(torch.randn(4, 3))
+    with pytest.raises(TypeError):
+        net(torch.randn(6, 3), more=1)
 
 
 def test_a_graph_of_several_inputs_keeps_its_forward():

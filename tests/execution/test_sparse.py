@@ -1,0 +1,287 @@
+"""Layers over existing connections and neurons on blocks, against torch's dense layers: exactly in double precision."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import regraft
+from regraft.execution import blocked, execute, paths
+from regraft.execution.blocked import Spikes
+from regraft.execution.engines import engine
+from regraft.execution.pattern import Geometry, Pattern
+from regraft.execution.sparse import layer, moments
+from regraft.models import dvsgesture, resnet19, resnet_small, vgg16
+from regraft.neurons import IF, LIF, PLIF
+from regraft.neurons.spiking import spiking
+
+pytestmark = pytest.mark.skipif(engine("cpu") is None, reason="the kernels were not built: a C compiler is missing")
+F64 = torch.float64
+
+
+def spikes_of(x: torch.Tensor, steps: int, halo: int) -> Spikes:
+    """A plain tensor of 0 and 1, in blocks; its gradient comes back through `reals`."""
+    real = blocked.reals(x, steps)
+    bits = blocked.empty_sets(real.form, halo)
+    blocked.exchange("block_spikes", real.form, x.detach(), bits, halo)
+    return Spikes(real.form, bits, halo, real.y)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> dict:
+    kernel = draw(st.sampled_from([1, 2, 3, 5]))
+    dilation = draw(st.sampled_from([1, 1, 2]))
+    padding = draw(st.integers(0, kernel))
+    room = dilation * (kernel - 1) + 1 - 2 * padding
+    side = st.integers(max(1, room), max(1, room) + 17)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    return {
+        "steps": draw(st.integers(1, 3)),
+        "images": draw(st.sampled_from([1, 3, 15, 16, 17, 33])),
+        "inputs": groups * draw(st.integers(1, 4)),
+        "outputs": groups * draw(st.integers(1, 4)),
+        "size": (draw(side), draw(side)),
+        "kernel": kernel,
+        "stride": draw(st.sampled_from([1, 1, 2])),
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "density": draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
+        "spikes": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "halo": padding + draw(st.integers(0, 1)),
+    }
+
+
+@settings(max_examples=120, deadline=None)
+@given(convolutions(), st.integers(0, 10**6))
+def test_a_layer_is_the_convolution_with_zeros(c, seed):
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(
+        c["inputs"], c["outputs"], c["kernel"], c["stride"], c["padding"], c["dilation"], c["groups"], c["bias"]
+    ).to(F64)
+    mask = torch.rand(conv.weight.shape) < c["density"]
+    conv.weight.data *= mask
+    shape = (c["steps"] * c["images"], c["inputs"], *c["size"])
+    x = (torch.rand(shape) < 0.3).to(F64) if c["spikes"] else torch.randn(shape, dtype=F64)
+    twin, x2 = copy.deepcopy(conv), x.clone().requires_grad_()
+    expected = conv(x.requires_grad_())
+    geometry = Geometry(
+        c["inputs"], *c["size"], c["outputs"], (c["kernel"],) * 2, c["stride"], c["padding"], c["dilation"],
+        c["groups"], c["halo"],
+    )  # fmt: skip
+    given_x = spikes_of(x2, c["steps"], c["halo"]) if c["spikes"] else blocked.reals(x2, c["steps"])
+    shift = torch.full((c["outputs"],), 0.3, dtype=F64)
+    found = layer(given_x, twin.weight, twin.bias, Pattern(mask, geometry), shift=shift)
+    plain = blocked.plain(found)
+    assert torch.allclose(plain, expected, rtol=1e-10, atol=1e-10)
+    mean, var, _ = moments(found, 0.0)
+    v, m = torch.var_mean(expected, (0, 2, 3), correction=0)
+    assert torch.allclose(mean, m, atol=1e-10)
+    assert torch.allclose(var, v, atol=1e-9)
+    g = torch.randn_like(expected)
+    expected.backward(g)
+    plain.backward(g)
+    assert conv.weight.grad is not None
+    assert torch.allclose(twin.weight.grad, conv.weight.grad * mask, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(x2.grad, x.grad, rtol=1e-9, atol=1e-9)
+    if c["bias"]:
+        assert torch.allclose(twin.bias.grad, conv.bias.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_what_growth_asks_for_are_the_gradients_of_all_connections():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 3, padding=1, bias=False).to(F64)
+    mask = torch.rand(conv.weight.shape) < 0.2
+    conv.weight.data *= mask
+    x = (torch.rand(40, 6, 9, 7) < 0.3).to(F64)
+    conv(x).square().sum().backward()
+    dense, conv.weight.grad = conv.weight.grad, None
+    geometry = Geometry(6, 9, 7, 8, (3, 3), 1, 1, 1, 1, 1)
+    everything = Pattern(torch.ones_like(mask), geometry)
+    y = layer(spikes_of(x, 2, 1), conv.weight, None, Pattern(mask, geometry), everything=everything)
+    blocked.plain(y).square().sum().backward()
+    assert torch.allclose(conv.weight.grad, dense, rtol=1e-9, atol=1e-9)
+
+
+def test_into_blocks_and_out_again_is_nothing():
+    for images, steps in ((1, 1), (16, 2), (19, 3)):
+        for form in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(images * steps, 5, 6, 7).contiguous(memory_format=form).requires_grad_()
+            out = blocked.plain(blocked.reals(x, steps))
+            assert torch.equal(out, x)
+            g = torch.randn_like(out)
+            out.backward(g)
+            assert torch.equal(x.grad, g)
+            s = (x.detach() > 0).float()
+            assert torch.equal(blocked.plain(spikes_of(s, steps, 1)), s)
+
+
+def test_lanes_without_an_image_stay_empty():
+    x = (torch.rand(2 * 5, 4, 6, 6) < 0.5).float()
+    found = spikes_of(x, 2, 1)
+    assert found.form.lanes == 5
+    assert not bool((found.bits & ~0b11111).any())
+
+
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+
+def mixed() -> nn.Module:
+    """Biases, a neuron without normalisation, an average pooling between, stride 2."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    layers += [nn.AvgPool2d(2), nn.Conv2d(8, 12, 3, 2), nn.BatchNorm2d(12), nn.ReLU()]
+    return spiking(nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 49, 10)), steps=3)
+
+
+SMALL = {"widths": (8, 12, 16), "size": 16, "steps": 2}
+NETWORKS = {
+    "vgg": (lambda: vgg16(classes=10, widths=[[8, 8], [12, 12], [16]], steps=3, size=16), (20, 3, 16, 16)),
+    "resnet": (lambda: resnet_small(**SMALL), (6, 3, 16, 16)),
+    "resnet19": (lambda: resnet19(**SMALL, stem=8, hidden=12, neuron=IF), (18, 3, 16, 16)),
+    "plif": (lambda: resnet_small(**SMALL, neuron=partial(PLIF, surrogate="atan")), (6, 3, 16, 16)),
+    "gesture": (
+        lambda: dvsgesture(size=32, width=12, hidden=16, steps=4, neuron=partial(LIF, reset="soft")),
+        (4, 5, 2, 32, 32),
+    ),
+    "mixed": (mixed, (5, 3, 32, 32)),
+}
+
+
+def pair(name: str, density: float = 0.2, rule: str = "rigl"):
+    """A network and its twin, each with a wiring and an optimiser; the twin goes over existing connections."""
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    made = []
+    model = make().double()
+    for net in (model, copy.deepcopy(model)):
+        topology = regraft.Topology(net, density, rule, steps=100, every=3, seed=1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        topology.attach(optimizer)
+        made.append((net, topology, optimizer))
+    execution = execute(made[1][0], made[1][1])
+    return made, execution, (torch.randn(shape, dtype=F64) * 2)
+
+
+def trained(made, x, steps: int) -> list[list[float]]:
+    losses: list[list[float]] = []
+    for net, _, optimizer in made:
+        losses.append([])
+        torch.manual_seed(4)  # of dropout
+        for _ in range(steps):
+            loss = F.cross_entropy(net(x).mean(0), torch.arange(x.shape[-4]) % 10)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("rule", ["rigl", "set", "granet"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_over_existing_connections_is_training(name, rule):
+    """Through rewiring events: the same losses, wiring, statistics and logits."""
+    made, execution, x = pair(name, rule=rule)
+    (net, topology, _), (twin, other, _) = made
+    assert sum(f.paths is not None for f in execution.forwards) == 1
+    dense, sparse = trained(made, x, 7)
+    assert sparse == pytest.approx(dense, rel=1e-9)
+    assert len(other.events) == 2
+    assert other.mask_hash == topology.mask_hash
+    state = twin.state_dict()
+    for key, value in net.state_dict().items():
+        assert torch.allclose(state[key].double(), value.double(), atol=1e-8), key
+    net.eval()
+    twin.eval()
+    assert torch.allclose(net(x), twin(x), atol=1e-8)
+
+
+def test_it_really_goes_over_existing_connections(monkeypatch):
+    """And densely again where there are too many of them."""
+    (_, (twin, topology, _)), execution, x = pair("vgg", density=0.2)
+    seen: list[int] = []
+    real = paths.layer
+    monkeypatch.setattr(paths, "layer", lambda *args, **kwargs: seen.append(len(args[3])) or real(*args, **kwargs))
+    twin(x)
+    counts = [(int(mask.sum()), mask.numel()) for mask in topology.masks.values() if mask.dim() == 4]
+    assert seen == [some for some, of in counts if some <= paths.DENSITY["fp32"] * of]
+    assert 0 < len(seen) < len(counts)
+    seen.clear()
+    for mask in topology.masks.values():
+        mask.fill_(True)
+    twin(x)
+    assert not seen
+    assert execution.forwards[0].paths is not None
+
+
+def test_hooks_are_called_with_what_they_would_see():
+    made, _, x = pair("resnet")
+    seen: list[list[torch.Tensor]] = [[], []]
+    for (net, _, _), into in zip(made, seen, strict=True):
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | LIF):
+                module.register_forward_hook(
+                    lambda m, args, out, into=into: into.extend([args[0].detach(), out.detach()])
+                )
+    dense, sparse = trained(made, x, 1)
+    assert sparse == pytest.approx(dense, rel=1e-9)
+    assert len(seen[0]) == len(seen[1]) > 0
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(*seen, strict=True))
+
+
+def test_copies_keep_the_wiring_of_their_day():
+    """A teacher that is a copy of its student goes over the connections that it was copied with."""
+    made, _, x = pair("vgg")
+    net, topology, _ = made[1]
+    copies = [copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
+    expected = net.eval()(x).detach()
+    net.train()
+    trained(made[1:], x, 4)
+    assert topology.events
+    for other in copies:
+        assert torch.allclose(other.eval()(x), expected)
+
+
+def test_in_single_precision_gradients_are_as_near_as_can_be():
+    """One layer at a time: a whole network follows the first spike that differs."""
+    torch.manual_seed(0)
+    for size, stride in ((32, 1), (16, 2), (8, 1), (7, 1)):
+        conv = nn.Conv2d(16, 24, 3, stride, 1, bias=False)
+        mask = torch.rand(conv.weight.shape) < 0.1
+        conv.weight.data *= mask
+        x = (torch.rand(2 * 20, 16, size, size) < 0.2).float()
+        twin, wide, x2, x3 = copy.deepcopy(conv), copy.deepcopy(conv).double(), x.clone(), x.double()
+        g = torch.randn_like(conv(x))
+        wide(x3.requires_grad_()).backward(g.double())
+        pattern = Pattern(mask, Geometry(16, size, size, 24, (3, 3), stride, 1, 1, 1, 1))
+        y = layer(spikes_of(x2.requires_grad_(), 2, 1), twin.weight, None, pattern)
+        blocked.plain(y).backward(g)
+        for found, expected in ((twin.weight.grad, wide.weight.grad * mask), (x2.grad, x3.grad)):
+            assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    before, found = torch.get_num_threads(), []
+    torch.manual_seed(0)
+    layers = [LIF(steps=4), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), PLIF(steps=4), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 12, 3, 2), nn.BatchNorm2d(12), LIF(steps=4))
+    x = torch.randn(4 * 33, 8, 16, 16) * 2
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            net = copy.deepcopy(model)
+            topology = regraft.Topology(net, 0.1, "static", steps=10, every=1, seed=1)
+            execute(net, topology)
+            net(x).square().sum().backward()
+            found.append([p.grad for p in net.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
