@@ -461,10 +461,11 @@ class Floor:
     network's input. No training step that computes these densely takes less.
     """
 
-    def __init__(self, workload: str, batch: int, *, bf16: bool) -> None:
+    def __init__(self, workload: str | Workload, batch: int, *, bf16: bool) -> None:
         self._bf16 = bf16
-        model = WORKLOADS[workload].reference()
-        one, _ = WORKLOADS[workload].data(1)
+        given = WORKLOADS[workload] if isinstance(workload, str) else workload
+        model = given.reference()
+        one, _ = given.data(1)
         self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []
         for number, (layer, shape) in enumerate(layer_inputs(model, one)):
             made = layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

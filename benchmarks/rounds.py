@@ -102,9 +102,9 @@ class Worker:
         """The most memory that the process has held."""
         return self._ask("peak")
 
-    def ask(self, method: str) -> Any:
+    def ask(self, method: str, *arguments: Any) -> Any:
         """What a method of the task returns."""
-        return self._ask(("call", method))
+        return self._ask(("call", method, arguments))
 
     def close(self) -> None:
         """End the process."""
@@ -317,8 +317,8 @@ def _serve(pipe: Connection, job: Job) -> None:
                     answer = _started(task).losses(steps)
                 case ("round", steps):
                     answer = _timed(_started(task), steps, job.clock)
-                case ("call", method):
-                    answer = getattr(task, method)()
+                case ("call", method, arguments):
+                    answer = getattr(task, method)(*arguments)
                 case _:
                     raise ValueError(f"unknown order {order!r}")
             pipe.send(("done", answer))

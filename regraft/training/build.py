@@ -237,11 +237,9 @@ def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
     data = dataset_of(recipe)
     model = model_of(recipe, data.form).to(device_of(recipe))
     keep_pages()
-    execute(model)
-    if teacher is not None:
-        execute(teacher)
     steps = recipe.training.epochs * datasets.count(data.train, recipe.data.batch)
     topology = topology_of(recipe, model, steps)
+    execute(model, topology)
     optimizer, schedule = optimizer_of(recipe, model, steps)
     topology.attach(optimizer)
     criterion = criterion_of(recipe, model, topology, teacher)

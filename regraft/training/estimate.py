@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.data import Split, plain_batches, training_batches
+from regraft.execution import execute
 from regraft.metrics import measure
 from regraft.training.build import Parts, assemble, augmentation_of, device_of, teacher_recipe
 from regraft.training.evaluate import evaluate
@@ -75,7 +76,9 @@ def estimate(recipe: Recipe, steps: int = STEPS) -> Estimate:
 
 def _teacher(recipe: Recipe) -> nn.Module | None:
     if recipe.distill.teacher == "network":
-        return load(str(recipe.distill.run)).model.to(device_of(recipe))
+        loaded = load(str(recipe.distill.run))
+        execute(loaded.model.to(device_of(recipe)), loaded.topology)
+        return loaded.model
     first = teacher_recipe(recipe)
     return None if first is None else assemble(first).model
 

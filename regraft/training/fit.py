@@ -19,6 +19,7 @@ from torch import Tensor
 from regraft.data import Augmentation, plain_batches, training_batches
 from regraft.distill import NetworkTeacher, Remembered, over_time
 from regraft.errors import Interrupted, RunError, TrainingError
+from regraft.execution import execute
 from regraft.training.build import Parts, arithmetic, assemble, augmentation_of, check, device_of, teacher_recipe
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import newest_checkpoint, read_manifest, save_checkpoint
@@ -316,7 +317,9 @@ def _with_teacher(
     if teacher_run is None:
         return assemble(recipe), None
     trained_teacher(Path(teacher_run))  # it will stand beside the student: what is missing there shall show now
-    teacher = load(teacher_run).model.to(device_of(recipe))
+    taught_by = load(teacher_run)
+    teacher = taught_by.model.to(device_of(recipe))
+    execute(teacher, taught_by.topology)
     return assemble(recipe, teacher), Path(teacher_run)
 
 

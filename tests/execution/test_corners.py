@@ -319,7 +319,7 @@ class Average(nn.MaxPool2d):
     ],
 )
 def test_subclasses_with_a_forward_of_their_own_are_called(layers):
-    assert_same(both(nn.Sequential(*layers()).double(), drawn(4, 4, 4, 4)))
+    assert_same(both(nn.Sequential(*layers()).double(), drawn(4, 4, 4, 4), form=torch.channels_last))
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -332,7 +332,7 @@ def test_a_forward_that_somebody_gave_a_module_is_called(which, when):
     place.forward = lambda x: x * 0 + 3
     if when == "before":
         execute(net)
-    with_it = net(torch.randn(4, 4, 4, 4))
+    with_it = net(torch.randn(4, 4, 4, 4).contiguous(memory_format=torch.channels_last))
     expected = {0: 1.0, 1: 3.0, 2: 3.0, None: 3.0}[which]
     assert bool((with_it == expected).all())
 
@@ -468,7 +468,7 @@ class Seen(nn.Module):
 
 
 class Named(nn.Module):
-    """What is added to has another name, under which it is looked at afterwards."""
+    """What is added to has another name, by which it is looked at afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -477,9 +477,9 @@ class Named(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
         out = self.norm(x)
-        other = out
-        other += x
-        return F.relu(other) + out
+        other = out.flatten(2)
+        out += x
+        return F.relu(out).flatten(2) + other
 
 
 class Viewed(nn.Module):
@@ -518,7 +518,7 @@ class Sums(nn.Module):
         self.bias = nn.Parameter(torch.randn(2, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        x = F.relu(x) * 0.6
         x = F.relu(x + x) + F.relu(x + 0.25) + F.relu(torch.add(x, x * 2, alpha=-0.3))
         return F.relu(x + self.bias) + F.relu(self.bias + x)
 
@@ -531,7 +531,8 @@ class Padded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         x = x * 2
-        return self.one(F.relu(x)).sum() + self.two(F.relu(x - 0.1)).sum() + self.odd(F.relu(x[..., 1:, :])).sum()
+        pooled = self.one(F.relu(x)), self.two(F.relu(x - 0.1)), self.odd(F.relu(x[..., 1:, :]))
+        return torch.cat([y.flatten(1) for y in pooled], 1)
 
 
 class Indexed(nn.Module):
@@ -558,8 +559,10 @@ def test_graphs_that_are_easily_misread(make):
     net = spiking(make(), steps=2).double()
     twin = copy.deepcopy(net)
     execute(twin)
-    with torch.no_grad():
-        assert torch.allclose(net(drawn(4, 2, 6, 6)), twin(drawn(4, 2, 6, 6)))
+    for form in (torch.contiguous_format, torch.channels_last):
+        x = drawn(4, 2, 6, 6).contiguous(memory_format=form)
+        with torch.no_grad():
+            assert torch.allclose(net(x.clone()), twin(x.clone()))
 
 
 @needs_kernels
@@ -594,11 +597,15 @@ def test_nothing_is_computed_later_than_it_was_where_its_input_changes(change):
 
 def test_a_graph_gives_back_what_it_gave_back():
     class Lists(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neuron = LIF(steps=2)
+
         def forward(self, x: Tensor) -> list[Tensor]:
-            x = F.relu(x)
+            x = self.neuron(x)
             return [x, x + 1]
 
-    net = spiking(Lists(), steps=2).double()
+    net = traced(Lists())
     before = net(drawn(4, 3))
     execute(net)
     after = net(drawn(4, 3))
@@ -632,7 +639,7 @@ def test_maps_of_odd_size_are_pooled_as_they_were(size):
 def test_a_pooling_that_gives_places_too_is_called():
     net = nn.Sequential(LIF(steps=2), nn.MaxPool2d(2, return_indices=True))
     execute(net)
-    spikes, places = net(torch.rand(4, 3, 4, 4) * 3)
+    spikes, places = net((torch.rand(4, 3, 4, 4) * 3).contiguous(memory_format=torch.channels_last))
     assert (spikes.shape, places.dtype) == ((4, 3, 2, 2), torch.int64)
 
 

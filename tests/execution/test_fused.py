@@ -303,3 +303,19 @@ def test_statistics_are_better_than_those_of_single_precision():
     var, mean = torch.var_mean(y.double(), dim=(0, 2, 3), correction=0)
     assert torch.allclose(found.mean.double(), mean, rtol=1e-7)
     assert torch.allclose(found.inverse.double(), var.rsqrt(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_statistics_of_many_rows_do_not_drift(inner):
+    """Equal numbers are rounded all to the same side, and what is left of squares may even be negative."""
+    from regraft.execution import native
+
+    each = 1.4536341428756714 * 64  # its sums are rounded worst
+    y = torch.zeros(750_000, 2, 2 // inner, inner)
+    y[::2] = each
+    found = native.moments(y if inner > 1 else y.flatten(1), None, None, 1e-5, 0.0, (None, None))
+    assert torch.allclose(found.inverse.double(), torch.tensor(2 / each, dtype=torch.float64), rtol=2e-5)
+    y[1::2] = each
+    y[0] = 0
+    found = native.moments(y if inner > 1 else y.flatten(1), None, None, 1e-5, 0.0, (None, None))
+    assert bool(found.inverse.isfinite().all())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from regraft.errors import Interrupted, RunError
 from regraft.training import processor, step
@@ -61,12 +62,13 @@ def test_a_checkpoint_that_does_not_say_is_refused(saved):
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(tiny, tmp_path, monkeypatch):
     """On a machine for which `auto` means something else."""
     recipe, folder = tiny({"training.precision": "auto", "training.device": "cpu"}), tmp_path / "run"
-    used: list[str] = []
+    used: list[Any] = []
     forward = step.forward
 
     def noted(parts: Any, *rest: Any) -> Any:
-        used.append(parts.precision)
-        return forward(parts, *rest)
+        logits, loss = forward(parts, *rest)
+        used.append((parts.precision, logits.dtype, loss.dtype))
+        return logits, loss
 
     monkeypatch.setattr(fit_module, "forward", noted)
     fast(monkeypatch, True)
@@ -76,7 +78,7 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(tiny, tmp_path, mon
     before = len(used)
     fit(recipe, folder, resume=True)
     assert 0 < before < len(used)
-    assert set(used) == {"bf16"}
+    assert set(used) == {("bf16", torch.bfloat16, torch.float32)}
     assert json.loads((folder / "environment.json").read_text())["precision"] == "bf16"
     assert load(folder).precision == "bf16"
 
