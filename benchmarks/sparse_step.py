@@ -325,8 +325,8 @@ class _Dense:
     def forward(self, *, onto_input: bool = True) -> None:
         self.y = self.conv(self.x.requires_grad_(onto_input))
 
-    def backward(self, *, onto_input: bool = True) -> None:
-        torch.autograd.grad(self.y, [self.conv.weight, *([self.x] if onto_input else [])], self.gradient)
+    def backward(self, *, onto_input: bool = True) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.y, [self.conv.weight, *([self.x] if onto_input else [])], self.gradient)
 
     def result(self) -> Tensor:
         """`[T*N, C, H, W]`."""
@@ -352,8 +352,8 @@ class _Sparse:
         # In a network the sums that normalisation needs come with the layer.
         self.current = layer(self.spikes, self.weight, None, self.pattern, sums=True)
 
-    def backward(self, *, onto_input: bool = True) -> None:
-        torch.autograd.grad(self.current.y, [self.weight, *([self.edge] if onto_input else [])], self.gradient)
+    def backward(self, *, onto_input: bool = True) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.current.y, [self.weight, *([self.edge] if onto_input else [])], self.gradient)
 
     def result(self) -> Tensor:
         """`[T*N, C, H, W]`."""
@@ -628,8 +628,8 @@ def parts_table(found: Sequence[Mapping[str, Any]]) -> str:
 def rewiring_table(found: Sequence[Mapping[str, Any]]) -> str:
     """A line a rule and density."""
     line = (
-        "{rule:<6}{density:>7.0%}: {share:.2%} ({share_min:.2%} to {share_max:.2%}) of {every} steps of {plain_s:.4f} s; "
-        "the step with the event +{event_step_s:.4f} s ({rewiring_s:.4f} s of them rewiring), the next "
+        "{rule:<6}{density:>7.0%}: {share:.2%} ({share_min:.2%} to {share_max:.2%}) of {every} plain steps of "
+        "{plain_s:.4f} s; the event's step +{event_step_s:.4f} s ({rewiring_s:.4f} s of them rewiring), the next "
         "{next_step_s:+.4f} s; {exchanged:.0%} exchanged"
     )
     return "\n".join(line.format(**row) for row in found)
@@ -643,8 +643,9 @@ def layers_table(of: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     head = "".join(f"{name[8:] + ' fwd, bwd':>18}" for name in names)
     lines = [f"{'convolution (ms, ratios)':<34}{'onednn fwd':>11}{'bwd':>9}{head}"]
     for each, dense in of["onednn"].items():
-        times = [(dense[key] / of[n][each][key] for key in ("forward_s", "backward_s")) for n in names]
-        cells = "".join(f"{forward:>10.1f}{backward:>8.1f}" for forward, backward in times)
+        own = [of[name][each] for name in names]
+        ratios = [(dense["forward_s"] / o["forward_s"], dense["backward_s"] / o["backward_s"]) for o in own]
+        cells = "".join(f"{forward:>10.1f}{backward:>8.1f}" for forward, backward in ratios)
         lines.append(f"{each:<34}{1000 * dense['forward_s']:>11.2f}{1000 * dense['backward_s']:>9.2f}{cells}")
     return "\n".join(lines)
 

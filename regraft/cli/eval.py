@@ -29,6 +29,7 @@ def run(arguments: list[str]) -> int:
 
     from regraft.data import plain_batches
     from regraft.errors import UsageError
+    from regraft.execution import execute
     from regraft.metrics import measure
     from regraft.training.build import arithmetic, dataset_of, device_of
     from regraft.training.evaluate import evaluate
@@ -41,6 +42,7 @@ def run(arguments: list[str]) -> int:
     recipe = override(loaded.recipe, {"training.device": "auto"})  # it may have been trained on another machine
     device = device_of(recipe)
     model = loaded.model.to(device)
+    execute(model, loaded.topology)
     batches = list(plain_batches(dataset_of(recipe).test, given.batch))
     with arithmetic(device, loaded.precision):
         found = evaluate(model, batches)

@@ -167,7 +167,7 @@ class _Conversion:
             elif node.op == "output":
                 self._leave(node)
             elif site := sites[node]:
-                converted += self._activate(node, *site)
+                converted += self._activate(node, node.all_input_nodes[0], site[1])  # a ReLU before it is gone
             else:
                 self._pass(node)
         if not converted:

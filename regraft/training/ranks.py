@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,6 +106,9 @@ def joined() -> Iterator[Ranks]:
     except RuntimeError as error:
         if isinstance(error, RegraftError) or not _tells_of_a_lost_rank(error):
             raise
+        # The launcher now ends all processes: what is said below must come first.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise TrainingError(
             f"another process of this run has ended, so rank {os.environ.get('RANK')} stops too "
             f"({_first_line(error)}). What was saved is whole: start all processes again with --resume"

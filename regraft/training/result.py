@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from regraft.data import plain_batches
 from regraft.distill import AverageTeacher, NestedTeacher, NetworkTeacher, PreviousTeacher, StepTeacher, over_time
 from regraft.errors import RunError, TrainingError
+from regraft.execution import execute
 from regraft.metrics import Measurement, measure
-from regraft.training.build import Parts
+from regraft.training.build import Parts, arithmetic
 from regraft.training.evaluate import Evaluation, evaluate
 from regraft.training.files import write_json
 from regraft.training.load import load
@@ -38,8 +39,13 @@ def finish(
     """Measure the trained network, write `activity.safetensors` and `result.json`, and return what that holds."""
     model, topology, test = parts.model, parts.topology, parts.data.test
     chosen = json.loads((run.path / "best.json").read_text(encoding="utf-8"))
-    selected = load(run.path, "best").model.to(test.y.device)
-    own = answers(model, plain_batches(test, 256))
+    best = load(run.path, "best")
+    selected = best.model.to(test.y.device)
+    execute(selected, best.topology)
+    with arithmetic(test.y.device, parts.precision):  # what is counted below is counted in fp32
+        own = answers(model, plain_batches(test, 256))
+        best_accuracy = evaluate(selected, plain_batches(test, 256)).accuracy
+        taught = teacher_logits(parts, own.logits)
     last = own.evaluation
     if not math.isfinite(last.loss):
         raise TrainingError(f"the loss on the test set is {last.loss} at the end of {run.path}: lower training.lr")
@@ -47,7 +53,6 @@ def finish(
     valids = {r["epoch"]: r["valid"]["accuracy"] for r in epochs if r["valid"]}
     cost = measure(model.eval(), plain_batches(test, 256), topology=topology)
     heard = measure(model, plain_batches(parts.data.valid if valid else test, 256), topology=topology)
-    taught = teacher_logits(parts, own.logits)
     result = {
         "format": FORMAT,
         "name": recipe.name,
@@ -56,7 +61,7 @@ def finish(
         "command": command or "regraft train recipe.yaml",
         "accuracy": {
             "last": last.accuracy,
-            "selected": evaluate(selected, plain_batches(test, 256)).accuracy,
+            "selected": best_accuracy,
             "selected_epoch": chosen["epoch"],
             "valid_last": valid.accuracy if valid else None,
             "valid_selected": valids.get(chosen["epoch"]),

@@ -590,7 +590,12 @@ EXPORT int PUBLIC(moments)(int64_t elements, int64_t channels, int64_t inner, in
                     real *inverse, real *scale, real *shift, real *room, double *partial) {
     if (elements == 0) return 0;
     real *first = room + channels + TILE;
-    for (int64_t c = 0; c < channels; c++) first[c] = load(y[c * inner]); /* a shift: squares of small numbers */
+    for (int64_t c = 0; c < channels; c++) { /* a shift near the mean, not an outlier: squares of small numbers */
+        const int64_t row = channels * inner, rows = elements / row;
+        const real p = load(y[c * inner]), q = load(y[rows / 2 * row + c * inner]);
+        const real r = load(y[(rows - 1) * row + c * inner + inner - 1]);
+        first[c] = p > q ? (q > r ? q : p > r ? r : p) : (p > r ? p : q > r ? r : q); /* the median */
+    }
     flat f = {.y = y, .partial = partial, .elements = elements, .channels = channels, .inner = inner};
     real *spare = room;
     f.coefficient[0] = extended(&spare, first, channels);
