@@ -199,7 +199,10 @@ class Masked:
         return {part: seconds / sum(spent.values()) for part, seconds in spent.items()}
 
     def event(self) -> dict[str, float]:
-        """Seconds of a plain step, and what a step with an event and the one behind it take beyond."""
+        """Seconds of a plain step, and what a step with an event and the one behind it take beyond.
+
+        `rewiring_s`, the event without its gradients, is the wall's.
+        """
         before = [_seconds(self.step) for _ in range(2)]
         self.topology.step = EVERY - 1
         with_event, behind = _seconds(self.step), _seconds(self.step)
