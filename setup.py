@@ -1,4 +1,4 @@
-"""Compiles the kernels into the package; everything else is in pyproject.toml. Without a compiler it goes on without."""
+"""Compiles the kernels into the package, and goes on without them where it cannot; the rest is in pyproject.toml."""
 
 import runpy
 import sys

@@ -111,6 +111,13 @@ def reals(x: Tensor, steps: int) -> Current:
     return Current(form, _Block.apply(x, form, deferred), deferred=deferred)  # pyright: ignore[reportArgumentType]
 
 
+def spikes(x: Tensor, steps: int, halo: int) -> Spikes:
+    """Plain spikes `[T*N, C, H, W]` in blocks, as sets."""
+    form = form_of(x, steps)
+    carried, bits = _Gather.apply(x, form, halo)  # pyright: ignore[reportGeneralTypeIssues]
+    return Spikes(form, bits, halo, carried)
+
+
 def form_of(x: Tensor, steps: int) -> Form:
     """Of a plain `[T*N, C, H, W]` or `[T*N, F]`."""
     return Form(steps, len(x) // steps, *(x.shape[1:] if x.dim() == 4 else (x.shape[1], 1, 1)))
@@ -140,10 +147,28 @@ class _Block(torch.autograd.Function):
         if ctx.deferred.channels is not None:
             (y,) = ctx.saved_tensors
             mean, scale, k0, k1 = (channel[:, None, None] for channel in ctx.deferred.channels)
-            grad = scale * (grad - k0 - k1 * (y - mean))
+            grad = (y - mean).mul_(-k1).add_(grad).sub_(k0).mul_(scale)
             ctx.deferred.channels = None
         x = torch.empty_strided(shape, stride, dtype=grad.dtype)
         exchange("unblock_reals", ctx.form, x.view(form_shape(ctx.form)), grad)
+        return x, None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, form: Form, halo: int) -> tuple[Tensor, Tensor]:
+        ctx.form, ctx.like = form, (x.shape, x.stride())
+        bits = empty_sets(form, halo)
+        exchange("block_spikes", form, x.view(form_shape(form)), bits, halo)
+        ctx.mark_non_differentiable(bits)
+        return carrier(form, x.dtype), bits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        shape, stride = ctx.like
+        x = torch.empty_strided(shape, stride, dtype=grad.dtype)
+        exchange("unblock_reals", ctx.form, x.view(form_shape(ctx.form)), grad.contiguous())
         return x, None, None
 
 

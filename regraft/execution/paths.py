@@ -140,6 +140,8 @@ class Paths:
         if how is None or form.rows == 0 or any(hooked(module) for module in segment.modules):
             return dense(segment, *map(_out, args))
         steps = 1 if how.repeat else how.steps
+        if steps > 1 and all(isinstance(x, Tensor) for x in args):  # its spikes are fewer, and sets: block these
+            return blocked.spikes(_wide(dense(segment, *args)), steps, self._halo)
         terms, norms = [], []
         for x, norm in zip(args, segment.norms, strict=True):
             term, given = _term(x, norm, steps, len(terms) == 1 and isinstance(terms[0], Spikes))

@@ -312,6 +312,44 @@ typedef struct {
     int into;
 } exchange;
 
+/* `n` neighbours along one axis, for up to 16 images: from images to lanes, or back. */
+INLINE void tile_in(const real *plain, int64_t image, int64_t along, int64_t images, int64_t n, vec *restrict to) {
+    real t[LANES][LANES];
+    memset(t, 0, sizeof t);
+    for (int64_t i = 0; i < images; i++)
+        for (int64_t j = 0; j < n; j++) t[i][j] = plain[i * image + j * along];
+    for (int64_t j = 0; j < LANES; j++)
+        for (int64_t i = 0; i < LANES; i++) to[j][i] = t[i][j];
+}
+
+INLINE void tile_out(const vec *from, int64_t image, int64_t along, int64_t images, int64_t n, real *restrict plain) {
+    real t[LANES][LANES];
+    for (int64_t j = 0; j < LANES; j++)
+        for (int64_t i = 0; i < LANES; i++) t[i][j] = from[j][i];
+    for (int64_t i = 0; i < images; i++)
+        for (int64_t j = 0; j < n; j++) plain[i * image + j * along] = t[i][j];
+}
+
+INLINE void exchange_tile(const exchange *e, const int64_t along, int64_t images, int64_t n, real *plain, vec *reals,
+                          uint16_t *sets, int64_t apart) {
+    const int64_t image = e->s->strides[0];
+    vec lanes[LANES];
+    if (e->into) {
+        tile_in(plain, image, along, images, n, lanes);
+        for (int64_t j = 0; j < n; j++) {
+            if (reals) reals[j * apart] = lanes[j];
+            else sets[j * apart] = at_least(magnitude(lanes[j]), (real)1e-30);
+        }
+        return;
+    }
+    for (int64_t j = 0; j < LANES; j++) {
+        if (j >= n) lanes[j] = splat(0);
+        else lanes[j] = reals ? reals[j * apart] : only(splat(1), sets[j * apart]);
+    }
+    tile_out(lanes, image, along, images, n, plain);
+}
+
+/* A row of a block, in tiles along the axis whose neighbours lie together in the plain array. */
 static void exchange_task(void *context, void *scratch, int64_t task) {
     (void)scratch;
     const exchange *e = context;
@@ -319,20 +357,23 @@ static void exchange_task(void *context, void *scratch, int64_t task) {
     const int64_t b = task / s->height, h = task % s->height, C = s->channels, W = s->width, q = s->halo;
     const int64_t first = b / s->per_step * s->images + b % s->per_step * LANES;
     const int64_t left = s->images - b % s->per_step * LANES, here = left < LANES ? left : LANES;
-    real *row = e->blocked ? e->blocked + (b * s->height + h) * C * W * LANES : NULL;
-    uint16_t *sets = e->bits ? e->bits + ((b * (s->height + 2 * q) + h + q) * C) * (W + 2 * q) + q : NULL;
-    if (e->into && row && here < LANES) memset(row, 0, sizeof(real) * (size_t)(C * W * LANES));
-    for (int64_t i = 0; i < here; i++) { /* image by image: 16 of them at a time would fall on the same cache lines */
-        real *plain = e->plain + (first + i) * s->strides[0] + h * s->strides[2];
-        for (int64_t w = 0; w < W; w++)
-            for (int64_t c = 0; c < C; c++) {
-                real *x = plain + c * s->strides[1] + w * s->strides[3];
-                if (row && e->into) row[(c * W + w) * LANES + i] = *x;
-                else if (row) *x = row[(c * W + w) * LANES + i];
-                else if (e->into) sets[c * (W + 2 * q) + w] |= (uint16_t)((*x != 0) << i);
-                else *x = (real)(sets[c * (W + 2 * q) + w] >> i & 1);
-            }
-    }
+    const int64_t across = W + 2 * q;
+    vec *row = e->blocked ? (vec *)e->blocked + (b * s->height + h) * C * W : NULL;
+    uint16_t *sets = e->bits ? e->bits + ((b * (s->height + 2 * q) + h + q) * C) * across + q : NULL;
+    real *plain = e->plain + first * s->strides[0] + h * s->strides[2];
+    const int by_channel = s->strides[1] < s->strides[3];
+    const int64_t outer = by_channel ? W : C, inner = by_channel ? C : W;
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t i = 0; i < inner; i += LANES) {
+            const int64_t c = by_channel ? i : o, w = by_channel ? o : i, n = inner - i < LANES ? inner - i : LANES;
+            real *at = plain + c * s->strides[1] + w * s->strides[3];
+            vec *reals = row ? row + c * W + w : NULL;
+            uint16_t *set = sets ? sets + c * across + w : NULL;
+            const int64_t along = by_channel ? s->strides[1] : s->strides[3];
+            const int64_t apart = by_channel ? (row ? W : across) : 1;
+            if (along == 1) exchange_tile(e, 1, here, n, at, reals, set, apart);
+            else exchange_tile(e, along, here, n, at, reals, set, apart);
+        }
 }
 
 static int swap(const regraft_exchange *s, real *plain, real *blocked, uint16_t *bits, int into) {
@@ -343,6 +384,6 @@ static int swap(const regraft_exchange *s, real *plain, real *blocked, uint16_t 
 
 EXPORT int PUBLIC(block_reals)(const regraft_exchange *s, real *plain, real *blocked) { return swap(s, plain, blocked, NULL, 1); }
 EXPORT int PUBLIC(unblock_reals)(const regraft_exchange *s, real *plain, real *blocked) { return swap(s, plain, blocked, NULL, 0); }
-/* `bits` must be empty before. What is not 0 counts as a spike. */
+/* What is not 0 counts as a spike. */
 EXPORT int PUBLIC(block_spikes)(const regraft_exchange *s, real *plain, uint16_t *bits) { return swap(s, plain, NULL, bits, 1); }
 EXPORT int PUBLIC(unblock_spikes)(const regraft_exchange *s, real *plain, uint16_t *bits) { return swap(s, plain, NULL, bits, 0); }
