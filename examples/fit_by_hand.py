@@ -28,6 +28,7 @@ def by_hand() -> torch.nn.Module:
     steps = EPOCHS * (len(data.train) // BATCH)
 
     topology = regraft.Topology(model, density=0.1, rule="rigl", steps=steps, every=20, seed=SEED)
+    regraft.execute(model, topology)  # the same network, faster
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 5e-4},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},

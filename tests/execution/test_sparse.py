@@ -204,6 +204,33 @@ def test_training_over_existing_connections_is_training(name, rule):
     assert torch.allclose(net(x), twin(x), atol=1e-8)
 
 
+def test_gradients_in_evaluation_mode_are_those_of_the_modules():
+    """Normalisation is by running statistics, which do not depend on the input."""
+    made, _, x = pair("resnet")
+    trained(made, x, 1)
+    grads = []
+    for net, _, _ in made:
+        net.eval()
+        net(x).square().mean().backward()
+        grads.append([p.grad for p in net.parameters()])
+        masks = made[len(grads) - 1][1].masks
+        for name, p in net.named_parameters():
+            p.grad.mul_(masks.get(name, torch.ones(())))
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*grads, strict=True))
+
+
+def test_gradients_accumulate():
+    """Over two backward passes, each parameter in memory of its own."""
+    made, _, x = pair("resnet")
+    grads = []
+    for net, topology, _ in made:
+        for _ in range(2):
+            net(x).square().mean().backward()
+        topology.mask_gradients()
+        grads.append([p.grad for p in net.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*grads, strict=True))
+
+
 def test_it_really_goes_over_existing_connections(monkeypatch):
     """And densely again where there are too many of them."""
     (_, (twin, topology, _)), execution, x = pair("vgg", density=0.2)

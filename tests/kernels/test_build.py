@@ -88,21 +88,36 @@ def test_a_library_of_another_machine_is_left_alone(tmp_path):
     assert python(code).stdout.strip() == "None"
 
 
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", build.instruction_sets())
-@pytest.mark.parametrize("store", [*build.STORES, "f64"])
-def test_sanitisers_find_nothing(tmp_path, isa, store):
-    """Random shapes, T from 1 to 64, odd sizes, empty batches, values that are not finite."""
+def sanitised(folder: Path, isa: str, store: str, driver: str, sources: list[str]) -> subprocess.CompletedProcess[str]:
+    """Sources and a driver, compiled with the sanitisers and run over random shapes."""
     stores = build.STORES | {"f64": "F64"}
     number = {"F32": "1", "BF16": "2", "F64": "3"}[stores[store]]
     names = ["-DF32=1", "-DBF16=2", "-DF64=3", f"-DSTORE={number}", f"-DTYPE={store}", f"-DISA={isa}"]
     cc = build.compiler()
     assert cc is not None
     checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [str(build.SOURCES / "segment.c"), str(build.SOURCES / "threads.c"), str(HERE / "sanitised.c")]
+    texts = [*(str(build.SOURCES / name) for name in (*sources, "threads.c")), str(HERE / driver)]
     flags = [flag for flag in build.FLAGS if flag != "-O3"]
-    command = [*cc, *flags, *build.instruction_sets()[isa], *checks, *names, "-I", str(build.SOURCES), *sources]
-    subprocess.run([*command, "-o", str(tmp_path / "run"), "-lm"], check=True)
-    done = subprocess.run([tmp_path / "run", "400", "1"], capture_output=True, text=True)
+    command = [*cc, *flags, *build.instruction_sets()[isa], *checks, *names, "-I", str(build.SOURCES), *texts]
+    subprocess.run([*command, "-o", str(folder / "run"), "-lm"], check=True)
+    return subprocess.run([folder / "run", "400", "1"], capture_output=True, text=True)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", build.instruction_sets())
+@pytest.mark.parametrize("store", [*build.STORES, "f64"])
+def test_sanitisers_find_nothing(tmp_path, isa, store):
+    """Random shapes, T from 1 to 64, odd sizes, empty batches, values that are not finite."""
+    done = sanitised(tmp_path, isa, store, "sanitised.c", ["segment.c"])
+    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", build.instruction_sets())
+@pytest.mark.parametrize("store", ["f32", "f64"])
+def test_sanitisers_find_nothing_in_sparse_layers(tmp_path, isa, store):
+    """Random shapes, strides, paddings, halos, tails of blocks, layers with few connections or none."""
+    done = sanitised(tmp_path, isa, store, "sanitised_sparse.c", ["sparse.c", "blocked.c"])
     assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr
