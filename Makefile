@@ -36,6 +36,7 @@ proofs: $(VENV)/.ready-dev
 bench: $(VENV)/.ready peers
 	$(BIN)/python benchmarks/train_step.py --json results/train_step.json
 	$(BIN)/python benchmarks/profile.py --json results/profile.json
+	$(BIN)/python benchmarks/sparse_step.py --json results/sparse_step.json
 	$(BIN)/python benchmarks/rewiring_cost.py --json results/rewiring_cost.json
 	$(BIN)/python benchmarks/synops_vs_peers.py --json results/synops_vs_peers.json
 	$(BIN)/python benchmarks/two_processes.py --json results/two_processes.json
