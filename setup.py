@@ -12,6 +12,8 @@ KERNELS = Path("regraft", "kernels")
 
 
 class BuildWithKernels(build_py):
+    """Adds the compiled kernels to the package, or beside their sources where it is installed in place."""
+
     def run(self):
         super().run()
         build = runpy.run_path(str(KERNELS / "build.py"))

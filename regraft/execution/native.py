@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,6 +126,22 @@ def renormalise(g: Tensor, term: Normalised, k0: Tensor, k1: Tensor, *, into: bo
     return to
 
 
+def neuron_numbers(how: Fire, decay: float, learn: bool) -> dict[str, Any]:
+    """A neuron as the kernels' descriptions spell it. `learn`: the decay's gradient is wanted."""
+    return {
+        "surrogate": kernels.SURROGATES.index(how.surrogate),
+        "hard": how.amount is None,
+        "detach": how.detach_reset,
+        "learn": learn,
+        "threads": torch.get_num_threads(),
+        "decay": decay,
+        "gain": 1 - decay if how.decay_input else 1.0,
+        "threshold": how.threshold,
+        "amount": how.amount or 0.0,
+        "shape": how.shape,
+    }
+
+
 def _segment(how: Fire, decay: float, terms: Sequence[Normalised], pool: bool, learn: bool) -> kernels.Segment:
     y = terms[0].y
     elements, channels, inner = _form(y)
@@ -140,16 +156,7 @@ def _segment(how: Fire, decay: float, terms: Sequence[Normalised], pool: bool, l
         width=width,
         repeat=how.repeat,
         terms=len(terms),
-        surrogate=kernels.SURROGATES.index(how.surrogate),
-        hard=how.amount is None,
-        detach=how.detach_reset,
-        learn=learn,
-        threads=torch.get_num_threads(),
-        decay=decay,
-        gain=1 - decay if how.decay_input else 1.0,
-        threshold=how.threshold,
-        amount=how.amount or 0.0,
-        shape=how.shape,
+        **neuron_numbers(how, decay, learn),
     )
 
 

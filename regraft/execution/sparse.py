@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from regraft.execution import blocked
 from regraft.execution.blocked import TYPES, Current, Deferred, Form, Spikes
 from regraft.execution.fire import Fire
+from regraft.execution.native import neuron_numbers
 from regraft.execution.pattern import Geometry, Pattern
 from regraft.kernels import sparse as kernels
-from regraft.kernels.segment import SURROGATES
 from regraft.kernels.sparse import GROUPS, TASKS
 
 
@@ -250,16 +250,7 @@ def _neuron(how: Fire, decay: float, form: Form, kind: int, pool: bool, halo: in
         repeat=how.repeat,
         pool=pool,
         terms=kind,
-        surrogate=SURROGATES.index(how.surrogate),
-        hard=how.amount is None,
-        detach=how.detach_reset,
-        learn=learn,
-        threads=torch.get_num_threads(),
-        decay=decay,
-        gain=1 - decay if how.decay_input else 1.0,
-        threshold=how.threshold,
-        amount=how.amount or 0.0,
-        shape=how.shape,
+        **neuron_numbers(how, decay, learn),
     )
 
 

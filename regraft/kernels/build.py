@@ -7,6 +7,7 @@ and torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -42,6 +43,12 @@ class BuildError(Exception):
     """What the compiler said."""
 
 
+def fingerprint() -> str:
+    """Of the sources as they are now; a library says which ones it was compiled from."""
+    texts = [path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]"))]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
+
+
 def instruction_sets() -> dict[str, list[str]]:
     """Name -> flags of the compiler, for this kind of processor."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -61,7 +68,7 @@ def compile_library(target: Path, extra: list[str] | None = None) -> None:
     if cc is None:
         raise BuildError("no C compiler was found (cc, gcc, clang, or CC in the environment)")
     x86 = ["-DREGRAFT_X86"] if len(instruction_sets()) > 1 else []
-    units = [("threads.c", "threads", [])]
+    units = [("threads.c", "threads", [f'-DREGRAFT_SOURCES="{fingerprint()}"'])]
     for isa, flags in instruction_sets().items():
         units += [("segment.c", f"segment_{t}_{isa}", [*flags, *_type(t, s, isa)]) for t, s in STORES.items()]
         sparse = [*flags, *_type("f32", "F32", isa)]

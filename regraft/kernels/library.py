@@ -9,14 +9,15 @@ from functools import cache
 from pathlib import Path
 
 from regraft.errors import UsageError
-from regraft.kernels.build import NAME, instruction_sets
+from regraft.kernels.build import NAME, fingerprint, instruction_sets
 
 PATH = Path(__file__).parent / NAME
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, their threads those of the OpenMP runtime in this process; None if they were not built.
+    """The compiled kernels, their threads those of the OpenMP runtime in this process; None if they were not built,
+    or from other sources than those here.
 
     `REGRAFT_KERNELS=off` leaves them alone, as if they had not been built.
     """
@@ -24,7 +25,11 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(PATH))
-    except OSError:  # built for another machine
+        loaded.regraft_sources.restype = ctypes.c_char_p
+        current = loaded.regraft_sources().decode() == fingerprint()
+    except (OSError, AttributeError):  # built for another machine, or long ago
+        return None
+    if not current:
         return None
     loaded.regraft_best.restype = ctypes.c_char_p
     if (team := _team()) is not None:

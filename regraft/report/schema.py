@@ -9,43 +9,53 @@ Check = Callable[[Any], bool]
 
 
 def text(value: Any, /) -> bool:
+    """A string."""
     return isinstance(value, str)
 
 
 def whole(value: Any, /) -> bool:
+    """A whole number of 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def count(value: Any, /) -> bool:
+    """A whole number from 0."""
     return whole(value) and 0 <= value < 2**53  # what every reader of JSON holds exactly
 
 
 def number(value: Any, /) -> bool:
+    """Any number, also one that is not finite."""
     # NaN and infinities are numbers here: a run that diverged is still a run.
     return isinstance(value, float) or whole(value)
 
 
 def amount(value: Any, /) -> bool:
+    """A number from 0."""
     return number(value) and 0 <= value < 1e30
 
 
 def share(value: Any, /) -> bool:
+    """A number from 0 to 1."""
     return number(value) and 0 <= value <= 1
 
 
 def table_of(good: Check) -> Check:
+    """A mapping whose values are all good."""
     return lambda value: isinstance(value, dict) and all(good(item) for item in value.values())
 
 
 def list_of(good: Check) -> Check:
+    """A list of good items."""
     return lambda value: isinstance(value, list) and all(good(item) for item in value)
 
 
 def or_null(good: Check) -> Check:
+    """Good, or nothing."""
     return lambda value: value is None or good(value)
 
 
 def neuron_layer(value: Any, /) -> bool:
+    """What is known of the removable neurons of a layer."""
     return (
         isinstance(value, dict)
         and text(value.get("name"))
@@ -54,6 +64,7 @@ def neuron_layer(value: Any, /) -> bool:
 
 
 def reliability(value: Any, /) -> bool:
+    """A calibration: its bins, and their error."""
     if not isinstance(value, dict) or not share(value.get("ece")) or not list_of(count)(value.get("count")):
         return False
     lines = [value.get("confidence"), value.get("accuracy")]

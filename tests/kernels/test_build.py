@@ -95,7 +95,7 @@ def sanitised(folder: Path, isa: str, store: str, driver: str, sources: list[str
     names = ["-DF32=1", "-DBF16=2", "-DF64=3", f"-DSTORE={number}", f"-DTYPE={store}", f"-DISA={isa}"]
     cc = build.compiler()
     assert cc is not None
-    checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    checks = ['-DREGRAFT_SOURCES=""', "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     texts = [*(str(build.SOURCES / name) for name in (*sources, "threads.c")), str(HERE / driver)]
     flags = [flag for flag in build.FLAGS if flag != "-O3"]
     command = [*cc, *flags, *build.instruction_sets()[isa], *checks, *names, "-I", str(build.SOURCES), *texts]

@@ -5,16 +5,8 @@
 #include <stddef.h>
 #include <string.h>
 
-#define F32 1
-#define BF16 2
-#define F64 3
 #include "lanes.h"
 #include "sparse.h"
-
-#define GLUE4(a, b, c, d) a##b##_##c##_##d
-#define NAME4(a, b, c, d) GLUE4(a, b, c, d)
-#define PUBLIC(name) NAME4(regraft_, name, TYPE, ISA)
-#define EXPORT __attribute__((visibility("default")))
 
 enum { TASKS = 64 };
 

@@ -5,7 +5,8 @@
 #include <math.h>
 #include <stdint.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "names.h"
+
 enum { LANES = 16 };
 
 #if STORE == F64

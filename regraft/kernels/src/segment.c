@@ -8,19 +8,11 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "names.h"
 #include "segment.h"
 
-#define F32 1
-#define BF16 2
-#define F64 3
-
-#define GLUE4(a, b, c, d) a##b##_##c##_##d
-#define NAME4(a, b, c, d) GLUE4(a, b, c, d)
-#define PUBLIC(name) NAME4(regraft_, name, TYPE, ISA)
-#define EXPORT __attribute__((visibility("default")))
 /* Nothing that a loop over a tile writes is read by another of its rounds. */
 #define LANES _Pragma("GCC ivdep")
-#define INLINE static inline __attribute__((always_inline))
 
 #if STORE == F64
 typedef double real;

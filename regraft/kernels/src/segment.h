@@ -32,6 +32,9 @@ typedef struct {
 typedef void (*regraft_team)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 void regraft_use_team(regraft_team team);
 
+/* Which sources this was compiled from, so that an older library is not taken for theirs. */
+const char *regraft_sources(void);
+
 /* The best instruction set of this processor that was compiled in: "avx512", "avx2" or "portable". */
 const char *regraft_best(void);
 

@@ -9,6 +9,8 @@ static regraft_team team;
 
 __attribute__((visibility("default"))) void regraft_use_team(regraft_team given) { team = given; }
 
+__attribute__((visibility("default"))) const char *regraft_sources(void) { return REGRAFT_SOURCES; }
+
 __attribute__((visibility("default"))) const char *regraft_best(void) {
 #ifdef REGRAFT_X86
     __builtin_cpu_init();
