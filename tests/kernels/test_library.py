@@ -43,10 +43,34 @@ def test_an_instruction_set_that_the_processor_lacks_is_refused(monkeypatch, bes
             room.instruction_set.__wrapped__()
 
 
+class Sources:
+    """`regraft_sources` of a library that was compiled from some sources."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def __call__(self) -> bytes:
+        return self.fingerprint.encode()
+
+
+def test_a_library_of_other_sources_is_not_loaded(monkeypatch, tmp_path):
+    """Its functions may take other arguments."""
+    loaded = SimpleNamespace(regraft_best=SimpleNamespace(), regraft_sources=Sources("older"))
+    (tmp_path / room.NAME).touch()
+    monkeypatch.setattr(room, "PATH", tmp_path / room.NAME)
+    monkeypatch.setattr(room.ctypes, "CDLL", lambda path: loaded)
+    monkeypatch.setattr(room, "_team", lambda: None)
+    monkeypatch.delenv("REGRAFT_KERNELS", raising=False)
+    assert room.library.__wrapped__() is None
+    loaded.regraft_sources = Sources(room.fingerprint())
+    assert room.library.__wrapped__() is loaded
+
+
 @pytest.mark.parametrize("team", [None, "torch's"])
 def test_the_threads_are_those_that_torch_has_already(monkeypatch, tmp_path, team):
     given: list[Any] = []
     loaded = SimpleNamespace(regraft_best=SimpleNamespace(), regraft_use_team=given.append)
+    loaded.regraft_sources = Sources(room.fingerprint())
     (tmp_path / room.NAME).touch()
     monkeypatch.setattr(room, "PATH", tmp_path / room.NAME)
     monkeypatch.setattr(room.ctypes, "CDLL", lambda path: loaded)
