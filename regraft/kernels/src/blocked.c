@@ -8,7 +8,7 @@
 #include "lanes.h"
 #include "sparse.h"
 
-enum { TASKS = 64 };
+enum { TASKS = 64, TOGETHER = 8 };
 
 typedef struct {
     const regraft_blocked *s;
@@ -33,36 +33,55 @@ INLINE int64_t place_bits(const regraft_blocked *s, int64_t t, int64_t b, int64_
     return (((t * s->per_step + b) * (high + 2 * q) + h + q) * s->channels + c) * (wide + 2 * q) + q;
 }
 
-/* The sum of terms along a row. */
-INLINE void current(const run *r, int64_t t, int64_t b, int64_t h, int64_t c, vec *restrict x) {
-    const regraft_blocked *s = r->s;
-    const int64_t from = place(s, step_of(s, t), b, h, c), W = s->width;
-    const vec a0 = splat(r->scale[0] ? r->scale[0][c] : 1), b0 = splat(r->shift[0] ? r->shift[0][c] : 0);
-    const vec *y0 = r->y[0] + from;
-    for (int64_t w = 0; w < W; w++) x[w] = y0[w] * a0 + b0;
-    if (s->terms == 2) {
-        const vec a1 = splat(r->scale[1] ? r->scale[1][c] : 1), b1 = splat(r->shift[1] ? r->shift[1][c] : 0);
-        const vec *y1 = r->y[1] + from;
-        for (int64_t w = 0; w < W; w++) x[w] += y1[w] * a1 + b1;
-    }
-    if (s->terms == 3) {
-        const uint16_t *set = r->added + place_bits(s, step_of(s, t), b, h, c, s->height, W);
-        for (int64_t w = 0; w < W; w++) x[w] = add_where(x[w], set[w], splat(1));
-    }
+/* The numbers of a neuron and of a channel, in registers: what is read through a pointer would be read again after
+ * every store. */
+typedef struct {
+    vec decay, gain, hard, amount, through, sharp, at;
+    real threshold;
+    int surrogate;
+} numbers;
+
+INLINE numbers numbers_of(const regraft_blocked *s) {
+    const real narrow = (real)(s->surrogate == TRIANGLE || s->surrogate == RECTANGLE ? 1 / s->shape : s->shape);
+    return (numbers){.decay = splat((real)s->decay), .gain = splat((real)s->gain), .hard = splat(s->hard ? 1 : 0),
+                     .amount = splat(s->hard ? 0 : (real)s->amount), .through = splat(s->detach ? 0 : 1),
+                     .sharp = splat(narrow), .at = splat((real)s->threshold), .threshold = (real)s->threshold,
+                     .surrogate = s->surrogate};
 }
 
-/* u = decay v + gain x; v after the reset, which takes `hard * u + amount` from those that fired. */
-INLINE void charge(const regraft_blocked *s, const vec *x, vec *restrict v, vec *restrict u, uint16_t *restrict fired,
-                   int64_t n) {
-    const vec decay = splat((real)s->decay), gain = splat((real)s->gain);
-    const vec hard = splat(s->hard ? 1 : 0), amount = splat(s->hard ? 0 : (real)s->amount);
-    for (int64_t w = 0; w < n; w++) {
-        const vec now = decay * v[w] + gain * x[w];
-        const uint16_t set = at_least(now, (real)s->threshold);
-        u[w] = now;
-        fired[w] = set;
-        v[w] = now - only(hard * now + amount, set);
+typedef struct {
+    vec scale[2], shift[2], mean[2];
+} channel;
+
+INLINE channel channel_of(const run *r, int64_t c) {
+    channel k;
+    for (int i = 0; i < 2; i++) {
+        k.scale[i] = splat(r->scale[i] ? r->scale[i][c] : 1);
+        k.shift[i] = splat(r->shift[i] ? r->shift[i][c] : 0);
+        k.mean[i] = splat(r->mean[i] ? r->mean[i][c] : 0);
     }
+    return k;
+}
+
+/* The sum of terms at one pixel; `y` gets them as they are. */
+INLINE vec current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits, vec *y) {
+    y[0] = r->y[0][at];
+    vec x = y[0] * k->scale[0] + k->shift[0];
+    if (terms == 2) {
+        y[1] = r->y[1][at];
+        x += y[1] * k->scale[1] + k->shift[1];
+    }
+    if (terms == 3) x = add_where(x, r->added[at_bits], splat(1));
+    return x;
+}
+
+/* u = decay v + gain x; v after the reset, which takes `hard * u + amount` from those that fired: these are returned. */
+INLINE uint16_t charge(const numbers *n, vec x, vec *v, vec *u) {
+    const vec now = n->decay * *v + n->gain * x;
+    const uint16_t set = at_least(now, n->threshold);
+    *u = now;
+    *v = now - only(n->hard * now + n->amount, set);
+    return set;
 }
 
 INLINE vec exp_negative(vec x) { /* of -87 to 0; as in segment.c */
@@ -85,94 +104,74 @@ INLINE vec exp_negative(vec x) { /* of -87 to 0; as in segment.c */
 #endif
 }
 
-/* The surrogate's slope along a row. */
-static __attribute__((noinline)) void slopes(const regraft_blocked *s, const vec *u, vec *restrict to, int64_t n) {
-    const real a = (real)(s->surrogate == TRIANGLE || s->surrogate == RECTANGLE ? 1 / s->shape : s->shape);
-    const vec th = splat((real)s->threshold), sharp = splat(a);
-    switch (s->surrogate) {
-    case TRIANGLE:
-        for (int64_t w = 0; w < n; w++) to[w] = positive(1 - magnitude(u[w] - th) * sharp) * sharp;
-        break;
-    case RECTANGLE:
-        for (int64_t w = 0; w < n; w++)
-            to[w] = (vec)((ivec)sharp & (magnitude(u[w] - th) * sharp < splat((real)0.5)));
-        break;
-    case ATAN:
-        for (int64_t w = 0; w < n; w++) {
-            const vec arc = (real)1.57079632679489662 * sharp * (u[w] - th);
-            to[w] = sharp * (real)0.5 / (1 + arc * arc);
-        }
-        break;
-    default:
-        for (int64_t w = 0; w < n; w++) {
-            vec x = -magnitude(u[w] - th) * sharp;
-            x = positive(x + 87) - 87; /* not below -87 */
-            const vec e = exp_negative(x);
-            to[w] = sharp * e / ((1 + e) * (1 + e));
-        }
-    }
+INLINE vec sigmoid_slope(vec x, vec sharp) {
+    x = positive(87 - magnitude(x) * sharp) - 87; /* not below -87 */
+    const vec e = exp_negative(x);
+    return sharp * e / ((1 + e) * (1 + e));
 }
 
-/* Which sets take the gradient of the largest of four: the first that fired, or the first of all. */
-INLINE void route(const uint16_t fired[4], uint16_t takes[4]) {
-    uint16_t taken = 0;
+/* The surrogate's slope at u. */
+INLINE vec slope(const numbers *n, vec u) {
+    const vec over = u - n->at;
+    if (n->surrogate == TRIANGLE) return positive(1 - magnitude(over) * n->sharp) * n->sharp;
+    if (n->surrogate == RECTANGLE) return (vec)((ivec)n->sharp & (magnitude(over) * n->sharp < splat((real)0.5)));
+    if (n->surrogate == ATAN) {
+        const vec arc = (real)1.57079632679489662 * n->sharp * over;
+        return n->sharp * (real)0.5 / (1 + arc * arc);
+    }
+    return sigmoid_slope(over, n->sharp);
+}
+
+/* Which lanes give the gradient of the largest of four to the p-th: where it is the first that fired, or where none
+ * did and it is the first of all. `fired`: four sets, `apart` from each other. */
+INLINE uint16_t taken(const uint16_t *fired, const int64_t apart, int p) {
+    uint16_t before = 0, all = 0;
     for (int k = 0; k < 4; k++) {
-        takes[k] = (uint16_t)(fired[k] & ~taken);
-        taken |= fired[k];
+        if (k < p) before |= fired[k * apart];
+        all |= fired[k * apart];
     }
-    takes[0] |= (uint16_t)~taken;
-}
-
-typedef struct {
-    vec *x, *v, *u, *h, *total; /* u: [T, rows, W], others [rows, W] or [W] */
-    uint16_t *fired;            /* [T, rows, W] */
-} rows;
-
-INLINE rows rows_of(const regraft_blocked *s, void *scratch) {
-    const int64_t n = (s->pool ? 2 : 1) * s->width;
-    rows r = {.x = scratch};
-    r.v = r.x + s->width;
-    r.h = r.v + n;
-    r.total = r.h + s->width;
-    r.u = r.total + n;
-    r.fired = (uint16_t *)(r.u + s->steps * n);
-    return r;
-}
-
-static size_t scratch_of(const regraft_blocked *s) {
-    const size_t n = (s->pool ? 2 : 1) * (size_t)s->width;
-    return sizeof(vec) * (2 * (size_t)s->width + 2 * n + (size_t)s->steps * n) + sizeof(uint16_t) * (size_t)s->steps * n;
+    return (uint16_t)((fired[p * apart] & ~before) | (p == 0 ? ~all : 0));
 }
 
 INLINE uint16_t present(const regraft_blocked *s, int64_t b) {
     return (uint16_t)(b == s->per_step - 1 && s->lanes < LANES ? (1u << s->lanes) - 1 : 0xffffu);
 }
 
-/* All steps of one run; leaves u and fired. */
-INLINE void charge_run(const run *r, rows *m, int64_t b, int64_t h, int64_t c, int high) {
-    const regraft_blocked *s = r->s;
-    const int64_t W = s->width;
-    memset(m->v, 0, sizeof(vec) * (size_t)(high * W));
-    for (int64_t t = 0; t < s->steps; t++)
-        for (int k = 0; k < high; k++) {
-            const int64_t at = (t * high + k) * W;
-            if (!s->repeat || t == 0 || high > 1) current(r, t, b, h + k, c, m->x);
-            charge(s, m->x, m->v + k * W, m->u + at, m->fired + at, W);
-        }
+/* Where a run lies: its first pixel, and the way to the next row and step. */
+typedef struct {
+    int64_t at, row, step;
+} course;
+
+INLINE course course_of(const regraft_blocked *s, int64_t b, int64_t h, int64_t c) {
+    return (course){place(s, 0, b, h, c), s->channels * s->width, s->repeat ? 0 : place(s, 1, 0, 0, 0)};
 }
 
-static void fire_run(const run *r, rows *m, int64_t b, int64_t h, int64_t c, int high) {
+INLINE course course_of_bits(const regraft_blocked *s, int64_t b, int64_t h, int64_t c, int64_t high, int64_t wide) {
+    const int64_t at = place_bits(s, 0, b, h, c, high, wide);
+    return (course){at, s->channels * (wide + 2 * s->halo), place_bits(s, 1, b, h, c, high, wide) - at};
+}
+
+/* Windows are pixels one by one, or the four of a pool: `p` is in the upper or lower row, left or right. */
+#define WITHIN(course, t, p, w) ((course).at + (t) * (course).step + (high == 1 ? (w) : (p) / 2 * (course).row + 2 * (w) + (p) % 2))
+
+INLINE void fire_run(const run *r, const int high, const int terms, int64_t b, int64_t h, int64_t c) {
     const regraft_blocked *s = r->s;
-    const int64_t W = s->width, wide = W / high;
+    const int64_t wide = s->width / high, steps = s->steps;
     const uint16_t there = present(s, b);
-    charge_run(r, m, b, h, c, high);
-    for (int64_t t = 0; t < s->steps; t++) {
-        uint16_t *to = r->bits + place_bits(s, t, b, h / high, c, s->height / high, wide);
-        const uint16_t *f = m->fired + t * high * W;
-        if (high == 1)
-            for (int64_t w = 0; w < W; w++) to[w] = f[w] & there;
-        else
-            for (int64_t w = 0; w < wide; w++) to[w] = (f[2 * w] | f[2 * w + 1] | f[W + 2 * w] | f[W + 2 * w + 1]) & there;
+    const numbers n = numbers_of(s);
+    const channel k = channel_of(r, c);
+    const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
+    const course out = course_of_bits(s, b, h / high, c, s->height / high, wide);
+    for (int64_t w = 0; w < wide; w++) {
+        vec v[4] = {splat(0), splat(0), splat(0), splat(0)}, u, y[2];
+        for (int64_t t = 0; t < steps; t++) {
+            uint16_t any = 0;
+            for (int p = 0; p < high * high; p++) {
+                const vec x = current(r, &k, terms, WITHIN(in, t, p, w), WITHIN(added, s->repeat ? 0 : t, p, w), y);
+                any |= charge(&n, x, v + p, &u);
+            }
+            r->bits[out.at + t * out.step + w] = any & there;
+        }
     }
 }
 
@@ -180,86 +179,121 @@ typedef struct {
     vec g, gy[2], decay;
 } run_sums;
 
-static void unfire_run(const run *r, rows *m, int64_t b, int64_t h, int64_t c, int high, run_sums *sums) {
+INLINE void add_to(run_sums *sums, const run *r, const channel *k, const int terms, int64_t at, vec gx) {
+    sums->g += gx;
+    sums->gy[0] += gx * (r->y[0][at] - k->mean[0]);
+    if (terms == 2) sums->gy[1] += gx * (r->y[1][at] - k->mean[1]);
+}
+
+/* Membranes of some windows over all steps, then back through them. `u`, `f`: `[steps, high * high, together]`. */
+INLINE void unfire_run(const run *r, const int64_t steps, const int together, const int high, const int terms,
+                       const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
+                       uint16_t *restrict f, run_sums *to) {
     const regraft_blocked *s = r->s;
-    const int64_t W = s->width, wide = W / high;
-    const vec decay = splat((real)s->decay), gain = splat((real)s->gain);
-    const vec hard = splat(s->hard ? 1 : 0), amount = splat(s->hard ? 0 : (real)s->amount), through = splat(s->detach ? 0 : 1);
-    charge_run(r, m, b, h, c, high);
-    memset(m->v, 0, sizeof(vec) * (size_t)(high * W)); /* from here on: the gradient of the membrane */
-    memset(m->total, 0, sizeof(vec) * (size_t)(high * W));
-    for (int64_t t = s->steps - 1; t >= 0; t--) {
-        const vec *g = r->grad + (((t * s->per_step + b) * (s->height / high) + h / high) * s->channels + c) * wide;
-        const uint16_t *f = m->fired + t * high * W;
-        for (int k = 0; k < high; k++) {
-            const vec *u = m->u + (t * high + k) * W;
-            vec *v = m->v + k * W;
-            slopes(s, u, m->h, W);
-            const vec *before = t > 0 ? u - high * W : NULL;
-            const uint16_t *fired_before = t > 0 ? f + k * W - high * W : NULL;
-            if (s->learn && s->gain != 1) current(r, t, b, h + k, c, m->x);
-            vec *to = s->repeat ? m->total + k * W : r->gx + place(s, t, b, h + k, c);
-            for (int64_t w = 0; w < W; w++) {
-                vec onto = g[high == 1 ? w : w / 2];
-                if (high == 2) {
-                    const int64_t i = w / 2 * 2;
-                    const uint16_t four[4] = {f[i], f[i + 1], f[W + i], f[W + i + 1]};
-                    uint16_t takes[4];
-                    route(four, takes);
-                    onto = only(onto, takes[2 * k + (w & 1)]);
+    const int64_t wide = s->width / high, lines = s->height / high;
+    const int pixels = high * high;
+    const numbers n = numbers_of(s);
+    const channel k = channel_of(r, c);
+    const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
+    const vec *grad = r->grad + ((b * lines + h / high) * s->channels + c) * wide;
+    const int64_t later = s->per_step * lines * s->channels * wide;
+    const int leaks = learn && s->gain != 1;
+    run_sums sums = *to;
+    for (int64_t from = 0; from < wide; from += together) {
+        const int here = wide - from < together ? (int)(wide - from) : together;
+        vec v[4 * TOGETHER], all[4 * TOGETHER], y[2];
+        for (int i = 0; i < pixels * here; i++) v[i] = splat(0);
+        for (int64_t t = 0; t < steps; t++)
+            for (int p = 0; p < pixels; p++)
+                for (int j = 0; j < here; j++) {
+                    const int64_t w = from + j, i = (t * pixels + p) * together + j;
+                    const int64_t at = WITHIN(in, t, p, w), at_bits = WITHIN(added, repeat ? 0 : t, p, w);
+                    f[i] = charge(&n, current(r, &k, terms, at, at_bits, y), v + p * here + j, u + i);
                 }
-                onto -= through * (hard * u[w] + amount) * v[w];
-                const vec gu = onto * m->h[w] + (v[w] - only(hard * v[w], f[k * W + w]));
-                const vec gx = gain * gu;
-                v[w] = decay * gu;
-                if (s->learn) {
-                    if (before) sums->decay += gu * (before[w] - only(hard * before[w] + amount, fired_before[w]));
-                    if (s->gain != 1) sums->decay -= gu * m->x[w];
+        for (int i = 0; i < pixels * here; i++) v[i] = all[i] = splat(0);
+        for (int64_t t = steps - 1; t >= 0; t--)
+            for (int p = 0; p < pixels; p++)
+                for (int j = 0; j < here; j++) {
+                    const int64_t w = from + j, i = (t * pixels + p) * together + j, at = WITHIN(in, t, p, w);
+                    vec *const back = v + p * here + j;
+                    vec onto = grad[t * later + w];
+                    if (high == 2) onto = only(onto, taken(f + t * pixels * together + j, together, p));
+                    onto -= n.through * (n.hard * u[i] + n.amount) * *back;
+                    const vec gu = onto * slope(&n, u[i]) + (*back - only(n.hard * *back, f[i]));
+                    const vec gx = n.gain * gu;
+                    *back = n.decay * gu;
+                    if (learn && t > 0) {
+                        const int64_t before = i - pixels * together;
+                        sums.decay += gu * (u[before] - only(n.hard * u[before] + n.amount, f[before]));
+                    }
+                    if (leaks) /* the current, of which the decay leaves 1 - decay */
+                        sums.decay -= gu * current(r, &k, terms, at, WITHIN(added, repeat ? 0 : t, p, w), y);
+                    if (repeat) {
+                        all[p * here + j] += gx;
+                    } else {
+                        r->gx[at] = gx;
+                        add_to(&sums, r, &k, terms, at, gx);
+                    }
                 }
-                if (s->repeat) to[w] += gx;
-                else to[w] = gx;
-            }
+        for (int i = 0; i < pixels * here && repeat; i++) {
+            const int64_t at = WITHIN(in, 0, i / here, from + i % here);
+            r->gx[at] = all[i];
+            add_to(&sums, r, &k, terms, at, all[i]);
         }
     }
-    const vec m0 = splat(r->mean[0] ? r->mean[0][c] : 0), m1 = splat(r->mean[1] ? r->mean[1][c] : 0);
-    for (int64_t t = 0; t < (s->repeat ? 1 : s->steps); t++)
-        for (int k = 0; k < high; k++) {
-            const int64_t at = place(s, t, b, h + k, c);
-            if (s->repeat) memcpy(r->gx + at, m->total + k * W, sizeof(vec) * (size_t)W);
-            const vec *gx = r->gx + at, *y0 = r->y[0] + at, *y1 = s->terms == 2 ? r->y[1] + at : NULL;
-            for (int64_t w = 0; w < W; w++) {
-                sums->g += gx[w];
-                sums->gy[0] += gx[w] * (y0[w] - m0);
-                if (y1) sums->gy[1] += gx[w] * (y1[w] - m1);
-            }
-        }
+    *to = sums;
+}
+
+/* Few steps: one window at a time, in registers. Many: several, as their steps may lie a power of two apart, and what
+ * lies beside what was read would be pushed out of the caches before its turn. */
+INLINE void unfire(const run *r, const int high, int64_t b, int64_t h, int64_t c, void *scratch, run_sums *sums) {
+    const regraft_blocked *s = r->s;
+    vec *u = scratch;
+    uint16_t *f = (uint16_t *)(u + s->steps * high * high * TOGETHER);
+    const int usual = s->terms == 1 && !s->repeat && !s->learn;
+    if (usual && s->steps == 2) {
+        vec few[2 * 4];
+        uint16_t fired[2 * 4];
+        unfire_run(r, 2, 1, high, 1, 0, 0, b, h, c, few, fired, sums);
+    } else if (usual && s->steps == 4) {
+        vec few[4 * 4];
+        uint16_t fired[4 * 4];
+        unfire_run(r, 4, 1, high, 1, 0, 0, b, h, c, few, fired, sums);
+    } else if (usual) {
+        unfire_run(r, s->steps, TOGETHER, high, 1, 0, 0, b, h, c, u, f, sums);
+    } else {
+        unfire_run(r, s->steps, TOGETHER, high, s->terms, s->repeat, s->learn, b, h, c, u, f, sums);
+    }
 }
 
 INLINE int64_t units_of(const regraft_blocked *s) { return s->per_step * (s->height / (s->pool ? 2 : 1)); }
 
-static void run_task(void *context, void *scratch, int64_t task) {
-    const run *r = context;
+INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
     const regraft_blocked *s = r->s;
-    const int high = s->pool ? 2 : 1;
     const int64_t units = units_of(s), tasks = units < TASKS ? units : TASKS, lines = s->height / high, C = s->channels;
-    rows m = rows_of(s, scratch);
-    double decay = 0;
+    double decay = 0, *to = r->partial + task * 3 * C;
     for (int64_t unit = units * task / tasks; unit < units * (task + 1) / tasks; unit++)
         for (int64_t c = 0; c < C; c++) {
+            const int64_t b = unit / lines, h = unit % lines * high;
             if (!r->grad) {
-                fire_run(r, &m, unit / lines, unit % lines * high, c, high);
+                if (s->terms == 1) fire_run(r, high, 1, b, h, c);
+                else fire_run(r, high, s->terms, b, h, c);
                 continue;
             }
-            run_sums sums;
-            memset(&sums, 0, sizeof sums);
-            unfire_run(r, &m, unit / lines, unit % lines * high, c, high, &sums);
-            double *to = r->partial + task * 3 * C;
+            run_sums sums = {splat(0), {splat(0), splat(0)}, splat(0)};
+            unfire(r, high, b, h, c, scratch, &sums);
             to[c] += total(sums.g);
             to[C + c] += total(sums.gy[0]);
             if (s->terms == 2) to[2 * C + c] += total(sums.gy[1]);
             if (s->learn) decay += total(sums.decay);
         }
     if (r->grad) r->partial[TASKS * 3 * C + task] = decay;
+}
+
+static void run_task(void *context, void *scratch, int64_t task) {
+    const run *r = context;
+    if (r->s->pool) task_of(r, 2, scratch, task);
+    else task_of(r, 1, scratch, task);
 }
 
 /* Spikes of all steps. What lies in the halo is not touched. */
@@ -269,7 +303,7 @@ EXPORT int PUBLIC(blocked_fire)(const regraft_blocked *s, const real *y0, const 
     run r = {.s = s, .y = {(const vec *)y0, (const vec *)y1}, .added = added, .scale = {scale0, scale1},
              .shift = {shift0, shift1}, .bits = bits};
     const int64_t units = units_of(s);
-    return units ? regraft_each(units < TASKS ? units : TASKS, s->threads, scratch_of(s), run_task, &r) : 0;
+    return units ? regraft_each(units < TASKS ? units : TASKS, s->threads, 0, run_task, &r) : 0;
 }
 
 /* Gradient of the sum of terms, shaped as y0; `out`: [3, C] its sums, by itself and times each centred term, and the
@@ -282,8 +316,9 @@ EXPORT int PUBLIC(blocked_unfire)(const regraft_blocked *s, const real *y0, cons
              .shift = {shift0, shift1}, .mean = {mean0, mean1}, .grad = (const vec *)grad, .gx = (vec *)gx,
              .partial = partial};
     const int64_t units = units_of(s), tasks = units < TASKS ? units : TASKS, each = 3 * s->channels;
+    const size_t scratch = (size_t)(s->steps * (s->pool ? 4 : 1) * TOGETHER) * (sizeof(vec) + sizeof(uint16_t));
     memset(partial, 0, sizeof(double) * (size_t)(TASKS * (each + 1)));
-    const int failed = units ? regraft_each(tasks, s->threads, scratch_of(s), run_task, &r) : 0;
+    const int failed = units ? regraft_each(tasks, s->threads, scratch, run_task, &r) : 0;
     for (int64_t j = 0; j < each; j++) {
         double sum = 0;
         for (int64_t task = 0; task < tasks; task++) sum += partial[task * each + j];

@@ -20,12 +20,22 @@ typedef int32_t whole_number;
 typedef real vec __attribute__((vector_size(LANES * sizeof(real)), may_alias));
 typedef whole_number ivec __attribute__((vector_size(LANES * sizeof(real)), may_alias));
 
-INLINE vec splat(real x) { return (vec){0} + x; }
+INLINE vec splat(real x) { return x - (vec){0}; } /* not a sum: 0 + x is no copy where x is -0 */
+
+/* Has an address computed once. Compilers prefer to compute each of its neighbours' by itself, in the inner loop. */
+#define COMPUTED(address) __asm__("" : "+r"(address))
 
 #if defined(__AVX512F__) && STORE == F32
 #include <immintrin.h>
 enum { POSITIONS = 16 }; /* accumulators that fit the registers */
 INLINE vec add_where(vec a, uint16_t set, vec x) { return (vec)_mm512_mask_add_ps((__m512)a, set, (__m512)a, (__m512)x); }
+/* The set comes from memory at once: by way of a general register, as compilers choose it, it takes 1.6 times as long
+ * (measured on Zen 4). */
+INLINE vec add_where_at(vec a, const uint16_t *set, vec x) {
+    __mmask16 lanes;
+    __asm__("kmovw %1, %0" : "=Yk"(lanes) : "m"(*set));
+    return (vec)_mm512_mask_add_ps((__m512)a, lanes, (__m512)a, (__m512)x);
+}
 INLINE vec only(vec a, uint16_t set) { return (vec)_mm512_maskz_mov_ps(set, (__m512)a); }
 INLINE uint16_t at_least(vec a, real x) {
     return (uint16_t)_mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(x), _CMP_GE_OQ);
@@ -39,6 +49,7 @@ INLINE ivec members(uint16_t set) {
 }
 INLINE vec only(vec a, uint16_t set) { return (vec)((ivec)a & members(set)); }
 INLINE vec add_where(vec a, uint16_t set, vec x) { return a + only(x, set); }
+INLINE vec add_where_at(vec a, const uint16_t *set, vec x) { return add_where(a, *set, x); }
 INLINE uint16_t at_least(vec a, real x) {
     const ivec bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
     const ivec found = (a >= splat(x)) & bit;
@@ -59,10 +70,13 @@ INLINE vec magnitude(vec a) {
 
 INLINE vec positive(vec a) { return (vec)((ivec)a & (a > splat(0))); }
 
+/* In pairs, pairs of pairs and so on: a chain of additions would wait for each of them. */
 INLINE double total(vec a) {
-    double sum = 0;
-    for (int i = 0; i < LANES; i++) sum += (double)a[i];
-    return sum;
+    double sum[LANES];
+    for (int i = 0; i < LANES; i++) sum[i] = (double)a[i];
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) sum[i] += sum[i + n];
+    return sum[0];
 }
 
 #endif

@@ -36,8 +36,10 @@ INLINE void sum_spikes(const int high, const int wide, const int64_t stride, con
     for (int64_t k = 0; k < count; k++) {
         const vec w = splat(value[k]);
         const uint16_t *set = from + at[k];
-        for (int r = 0; r < high; r++)
-            for (int i = 0; i < wide; i++) acc[r * wide + i] = add_where(acc[r * wide + i], set[r * line + i * stride], w);
+        for (int r = 0; r < high; r++, set += line) {
+            COMPUTED(set);
+            for (int i = 0; i < wide; i++) acc[r * wide + i] = add_where_at(acc[r * wide + i], set + i * stride, w);
+        }
     }
 }
 
@@ -46,9 +48,10 @@ INLINE void sum_reals(const int high, const int wide, const int64_t stride, cons
     for (int64_t k = 0; k < count; k++) {
         const vec w = splat(value[k]);
         const vec *x = from + at[k];
-        for (int r = 0; r < high; r++)
-            for (int i = 0; i < wide; i++)
-                acc[r * wide + i] = multiply_add(w, x[r * line + i * stride], acc[r * wide + i]);
+        for (int r = 0; r < high; r++, x += line) {
+            COMPUTED(x);
+            for (int i = 0; i < wide; i++) acc[r * wide + i] = multiply_add(w, x[i * stride], acc[r * wide + i]);
+        }
     }
 }
 
@@ -80,11 +83,13 @@ INLINE void tile_forward(const int high, const int wide, const int64_t stride, c
                     a += d;
                     q += d * d;
                 }
-        } else {
+        } else { /* from a copy: registers have no index */
+            vec copy[POSITIONS];
+            for (int i = 0; i < high * wide; i++) copy[i] = acc[i];
             for (int r = 0; r < rows; r++)
                 for (int i = 0; i < columns; i++) {
-                    to[r * C * W + i] = acc[r * wide + i];
-                    const vec d = only(acc[r * wide + i] - shift, there);
+                    to[r * C * W + i] = copy[r * wide + i];
+                    const vec d = only(copy[r * wide + i] - shift, there);
                     a += d;
                     q += d * d;
                 }
@@ -192,88 +197,101 @@ static size_t error_size(const regraft_layer *s) {
     return ((size_t)s->out_height + 2 * m + 4) * (size_t)s->out_channels * ((size_t)s->out_width + 2 * m) + POSITIONS;
 }
 
-/* The gradient of y in one block, with its margin; lanes that hold no image are 0. */
-static void error_of(const backward *b, int64_t block, vec *to) {
-    const regraft_layer *s = b->s;
-    const int64_t C = s->out_channels, W = s->out_width, m = s->margin;
-    const uint16_t there = present(block, s->per_step, s->lanes);
-    for (int64_t h = 0; h < s->out_height; h++)
-        for (int64_t c = 0; c < C; c++) {
-            const int64_t place = ((block * s->out_height + h) * C + c) * W;
-            vec *row = to + ((h + m) * C + c) * (W + 2 * m) + m;
-            if (!b->mean) {
-                memcpy(row, b->g + place, sizeof(vec) * (size_t)W);
-                continue;
-            }
-            const vec mean = splat(b->mean[c]), scale = splat(b->scale[c]), k0 = splat(b->k0[c]), k1 = splat(b->k1[c]);
-            for (int64_t w = 0; w < W; w++)
-                row[w] = only(scale * (b->g[place + w] - k0 - k1 * (b->y[place + w] - mean)), there);
-        }
-}
-
-/* Gradients of one channel's weights, over `count` error vectors that lie together in `g`: rows of `width` pixels. */
-INLINE void learn_rows(const backward *b, const vec *x, const uint16_t *bits, int64_t row, int64_t rows, int64_t c,
-                       const vec *g, real *onto) {
-    const regraft_layer *s = b->s;
-    const int64_t W = s->out_width, across = s->in_width + 2 * s->halo, origin = s->halo - s->padding;
-    const int64_t place = ((row * s->stride + origin) * s->in_channels) * across + origin;
-    const int64_t line = s->stride * s->in_channels * across;
-    int64_t k = b->rows.first[c];
-    const int64_t last = b->rows.first[c + 1];
-    if (x) {
-        for (; k < last; k++) {
-            vec a = splat(0);
-            for (int64_t r = 0; r < rows; r++) {
-                const vec *in = x + place + r * line + b->rows.at[k];
-                for (int64_t w = 0; w < W; w++) a = multiply_add(in[w * s->stride], g[r * W + w], a);
-            }
-            onto[k] += (real)total(a);
-        }
+/* The gradient of y along one row of a channel; lanes that hold no image are 0. */
+INLINE void error_of(const backward *b, int64_t place, int64_t c, uint16_t there, vec *restrict to) {
+    const int64_t W = b->s->out_width;
+    const vec *g = b->g + place, *y = b->y + place;
+    if (!b->mean) {
+        memcpy(to, g, sizeof(vec) * (size_t)W);
         return;
     }
-    for (; k + 1 < last; k += 2) { /* one reading of the error serves two connections */
-        vec a0 = splat(0), a1 = splat(0), b0 = splat(0), b1 = splat(0);
-        for (int64_t r = 0; r < rows; r++) {
-            const uint16_t *p = bits + place + r * line + b->rows.at[k], *q = bits + place + r * line + b->rows.at[k + 1];
-            const vec *e = g + r * W;
-            int64_t w = 0;
-            if (s->stride == 1)
-                for (; w + 1 < W; w += 2) {
-                    a0 = add_where(a0, p[w], e[w]);
-                    b0 = add_where(b0, q[w], e[w]);
-                    a1 = add_where(a1, p[w + 1], e[w + 1]);
-                    b1 = add_where(b1, q[w + 1], e[w + 1]);
-                }
-            for (; w < W; w++) {
-                a0 = add_where(a0, p[w * s->stride], e[w]);
-                b0 = add_where(b0, q[w * s->stride], e[w]);
-            }
+    const vec mean = splat(b->mean[c]), scale = splat(b->scale[c]), k0 = splat(b->k0[c]), k1 = splat(b->k1[c]);
+    for (int64_t w = 0; w < W; w++) to[w] = only(scale * (g[w] - k0 - k1 * (y[w] - mean)), there);
+}
+
+/* Gradients of four weights: one reading of the error serves them all. Sums have names, as compilers leave arrays in
+ * memory. */
+INLINE void learn_four(const int64_t stride, const uint16_t *from, int64_t line, const int32_t *at, const vec *g,
+                       int64_t rows, int64_t width, real *onto) {
+    vec a0 = splat(0), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
+    for (int64_t r = 0; r < rows; r++, g += width) {
+        const uint16_t *a = from + r * line + at[0], *b = from + r * line + at[1];
+        const uint16_t *c = from + r * line + at[2], *d = from + r * line + at[3];
+        int64_t w = 0;
+        for (; w + 1 < width; w += 2) {
+            const vec g0 = g[w], g1 = g[w + 1];
+            const int64_t left = w * stride, right = left + stride;
+            a0 = add_where_at(a0, a + left, g0);
+            b0 = add_where_at(b0, b + left, g0);
+            c0 = add_where_at(c0, c + left, g0);
+            d0 = add_where_at(d0, d + left, g0);
+            a1 = add_where_at(a1, a + right, g1);
+            b1 = add_where_at(b1, b + right, g1);
+            c1 = add_where_at(c1, c + right, g1);
+            d1 = add_where_at(d1, d + right, g1);
         }
-        onto[k] += (real)total(a0 + a1);
-        onto[k + 1] += (real)total(b0 + b1);
+        if (w < width) {
+            const int64_t left = w * stride;
+            a0 = add_where_at(a0, a + left, g[w]);
+            b0 = add_where_at(b0, b + left, g[w]);
+            c0 = add_where_at(c0, c + left, g[w]);
+            d0 = add_where_at(d0, d + left, g[w]);
+        }
     }
-    for (; k < last; k++) {
+    onto[0] += (real)total(a0 + a1);
+    onto[1] += (real)total(b0 + b1);
+    onto[2] += (real)total(c0 + c1);
+    onto[3] += (real)total(d0 + d1);
+}
+
+INLINE void learn_one(const int64_t stride, const uint16_t *from, int64_t line, const int32_t *at, const vec *g,
+                      int64_t rows, int64_t width, real *onto) {
+    vec a = splat(0);
+    for (int64_t r = 0; r < rows; r++, g += width) {
+        const uint16_t *set = from + r * line + at[0];
+        for (int64_t w = 0; w < width; w++) a = add_where_at(a, set + w * stride, g[w]);
+    }
+    onto[0] += (real)total(a);
+}
+
+/* Gradients of one channel's weights, over error vectors that lie together in `g`: rows of `width` pixels. */
+INLINE void learn_rows(const backward *b, const int64_t stride, const vec *x, const uint16_t *bits, int64_t row,
+                       int64_t rows, int64_t c, const vec *g, real *onto) {
+    const regraft_layer *s = b->s;
+    const int64_t W = s->out_width, across = s->in_width + 2 * s->halo, origin = s->halo - s->padding;
+    const int64_t place = ((row * stride + origin) * s->in_channels) * across + origin;
+    const int64_t line = stride * s->in_channels * across, last = b->rows.first[c + 1];
+    const int32_t *at = b->rows.at;
+    int64_t k = b->rows.first[c];
+    for (; k < last && x; k++) {
         vec a = splat(0);
         for (int64_t r = 0; r < rows; r++) {
-            const uint16_t *p = bits + place + r * line + b->rows.at[k];
-            for (int64_t w = 0; w < W; w++) a = add_where(a, p[w * s->stride], g[r * W + w]);
+            const vec *in = x + place + r * line + at[k];
+            for (int64_t w = 0; w < W; w++) a = multiply_add(in[w * stride], g[r * W + w], a);
         }
         onto[k] += (real)total(a);
     }
+    for (; k + 4 <= last; k += 4) learn_four(stride, bits + place, line, at + k, g, rows, W, onto + k);
+    for (; k < last; k++) learn_one(stride, bits + place, line, at + k, g, rows, W, onto + k);
 }
 
-static void learn_block(const backward *b, const vec *error, const vec *x, int64_t block, vec *chunk, real *onto) {
+/* The error signal of a block, with its margin, and what the connections learn from it. Rows of a channel are made
+ * side by side in `chunk`: they lie a power of two apart, and read in place they would push each other out. */
+static void learn_block(const backward *b, const vec *x, int64_t block, vec *restrict error, vec *restrict chunk, real *onto) {
     const regraft_layer *s = b->s;
     const int64_t C = s->out_channels, W = s->out_width, m = s->margin, H = s->out_height;
     const uint16_t *bits = b->bits + block * (s->in_height + 2 * s->halo) * s->in_channels * (s->in_width + 2 * s->halo);
+    const uint16_t there = present(block, s->per_step, s->lanes);
     const int64_t rows = W >= CHUNK ? 1 : CHUNK / W;
     for (int64_t row = 0; row < H; row += rows)
         for (int64_t c = 0; c < C; c++) {
             const int64_t here = least(rows, H - row);
-            /* Rows of a channel lie a power of two apart: read in place they would push each other out. */
-            for (int64_t r = 0; r < here; r++)
-                memcpy(chunk + r * W, error + ((row + r + m) * C + c) * (W + 2 * m) + m, sizeof(vec) * (size_t)W);
-            learn_rows(b, x, bits, row, here, c, chunk, onto);
+            for (int64_t r = 0; r < here; r++) {
+                error_of(b, ((block * H + row + r) * C + c) * W, c, there, chunk + r * W);
+                memcpy(error + ((row + r + m) * C + c) * (W + 2 * m) + m, chunk + r * W, sizeof(vec) * (size_t)W);
+            }
+            if (s->stride == 1) learn_rows(b, 1, x, bits, row, here, c, chunk, onto);
+            else learn_rows(b, s->stride, x, bits, row, here, c, chunk, onto);
         }
 }
 
@@ -294,13 +312,16 @@ INLINE void spread(const int high, const int wide, const backward *b, const regr
                 for (int i = 0; i < high * wide; i++) acc[i] = splat(0);
                 const int64_t first = p->first[c];
                 sum_reals(high, wide, 1, from, line, p->at + first, value + first, p->first[c + 1] - first, acc);
-                for (int r = 0; r < up; r++) {
-                    vec *out = to + ((p->row + (row + r) * s->stride) * C + c) * W + p->column + column * s->stride;
-                    if (s->stride == 1 && over == wide)
-                        for (int i = 0; i < wide; i++) out[i] = acc[r * wide + i];
-                    else
-                        for (int i = 0; i < wide; i++)
-                            if (i < over) out[i * s->stride] = acc[r * wide + i];
+                vec *out = to + ((p->row + row * s->stride) * C + c) * W + p->column + column * s->stride;
+                const int64_t below = s->stride * C * W;
+                if (s->stride == 1 && up == high && over == wide) {
+                    for (int r = 0; r < high; r++)
+                        for (int i = 0; i < wide; i++) out[r * below + i] = acc[r * wide + i];
+                } else { /* from a copy: registers have no index */
+                    vec copy[POSITIONS];
+                    for (int i = 0; i < high * wide; i++) copy[i] = acc[i];
+                    for (int r = 0; r < up; r++)
+                        for (int i = 0; i < over; i++) out[r * below + i * s->stride] = copy[r * wide + i];
                 }
             }
         }
@@ -322,9 +343,8 @@ static void backward_task(void *context, void *scratch, int64_t task) {
             for (int64_t k = 0; k < b->phases[p].first[s->in_channels]; k++) *to++ = b->value[b->phases[p].from[k]];
     }
     for (int64_t block = first; block < last; block++) {
-        error_of(b, block, error);
         if (b->x) lay_out(b->x + block * size, s->in_height, s->in_channels, s->in_width, s->halo, x);
-        learn_block(b, error, b->x ? x : NULL, block, chunk, onto);
+        learn_block(b, b->x ? x : NULL, block, error, chunk, onto);
         const real *of = value;
         for (int64_t p = 0; p < s->stride * s->stride && b->onto_x; p++) {
             const regraft_phase *phase = b->phases + p;
