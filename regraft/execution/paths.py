@@ -23,7 +23,7 @@ from regraft.execution.plan import Call, Program, Segment, slots_in
 from regraft.execution.sparse import fire, layer, moments
 from regraft.execution.wiring import Frozen, Wiring
 
-DENSITY = {"fp32": 0.3, "bf16": 0.2}  # above it the dense path is faster
+DENSITY = {"fp32": 0.4, "bf16": 0.25}  # above it the dense path is faster
 Given = tuple[Tensor | None, Tensor | None, Any]
 
 
