@@ -237,7 +237,7 @@ def rows(
 
 def cpu_features() -> str:
     """The processor's features that decide the speed of a training step, in the words of Linux."""
-    from regraft.training.processor import processor_flags
+    from regraft.kernels.processor import processor_flags
 
     flags = processor_flags()
     return " ".join(feature for feature in FEATURES if feature in flags) or "unknown"

@@ -50,7 +50,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from regraft.distill import Distill, NetworkTeacher
 from regraft.execution import Execution, blocked, execute
 from regraft.execution.blocked import Form, Spikes
-from regraft.execution.paths import DENSITY
 from regraft.execution.pattern import Geometry, Pattern
 from regraft.execution.sparse import layer
 from regraft.structure import Topology
@@ -236,10 +235,8 @@ def translated(
 
 
 def over_connections(execution: Execution | None) -> set[str]:
-    """Names of the weights whose layers go over existing connections alone."""
-    forwards = [] if execution is None else execution.forwards
-    known = [each for forward in forwards if forward.paths is not None for each in forward.paths.layers]
-    return {each.name for each in known if each.density <= DENSITY["fp32"]}
+    """Names of the weights whose layers went over existing connections alone in the last step."""
+    return set() if execution is None else {name for name, why in execution.choices.items() if not why}
 
 
 def part_around(name: str) -> str | None:

@@ -32,7 +32,7 @@ from regraft.data import Augmentation, training_batches
 from regraft.data.cifar import CIFAR100_FACTS
 from regraft.data.splits import Split
 from regraft.execution import execute
-from regraft.training.processor import fast_bf16
+from regraft.kernels.processor import fast_bf16
 from regraft.training.run import environment
 
 EVERY = 100

@@ -39,7 +39,7 @@ from rounds import (
     topology,
 )
 
-from regraft.training.processor import fast_bf16
+from regraft.kernels.processor import fast_bf16
 
 QUICK = {
     "workloads": ["cifar", "dvs"],

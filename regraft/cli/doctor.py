@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import tyro
+
 from regraft.cli.arguments import parse
 
 if TYPE_CHECKING:
@@ -17,9 +19,11 @@ class Doctor:
     """Versions, processor, GPU, extras and data sets; what is missing, what it costs and how to get it.
 
     Then a tiny sparse spiking network is trained for a few seconds and looked at after every step: exit code 1 if a
-    promise is broken.
+    promise is broken. With a recipe, it says for each layer whether it will go over its existing connections here.
     """
 
+    recipe: tyro.conf.Positional[str | None] = None
+    """Recipe name or file, whose layers are looked at."""
     json: bool = False
     """Print JSON."""
 
@@ -28,10 +32,10 @@ def run(arguments: list[str]) -> int:
     """Parse, look, test, print."""
     given = parse(Doctor, arguments, verb="doctor", example="regraft doctor", default=Doctor())
 
-    from regraft.training.diagnosis import findings
+    from regraft.training.diagnosis import findings, layers
     from regraft.training.selftest import self_test, speeds
 
-    found = findings()
+    found = findings() + (layers(given.recipe) if given.recipe else [])
     if not given.json:
         _print(found)
     checks, measured = self_test(), speeds()

@@ -51,6 +51,8 @@ class Progress:
         elif kind == "resume":
             row |= {"density": record["density"], "events": record["events"]}
             self._say(f"{name}: going on after step {record['step']:,}")
+        elif kind == "paths":
+            self._say(f"{name}: {_paths(record['choices'])}")
         elif kind == "event":
             row |= {"events": row.get("events", 0) + 1, "density": record["density"]}
         elif kind == "epoch":
@@ -91,3 +93,10 @@ class Progress:
                 row.get("state", ""),
             )
         return table
+
+
+def _paths(choices: dict[str, str]) -> str:
+    """One line: how many layers go over their connections, and why the others do not."""
+    dense = [f"{layer} ({why})" for layer, why in choices.items() if why]
+    line = f"{len(choices) - len(dense)} of {len(choices)} layers over their connections, in fp32"
+    return f"{line}; dense: {', '.join(dense)}" if dense else line

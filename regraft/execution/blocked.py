@@ -23,7 +23,10 @@ TYPES: dict[torch.dtype, calls.Type] = {torch.float32: "f32", torch.float64: "f6
 
 @dataclass(frozen=True)
 class Form:
-    """`steps * images` samples of `[channels, height, width]`; a step's last block may hold fewer than 16."""
+    """`steps * images` samples of `[channels, height, width]`, 16 in a block.
+
+    Each step begins a block, and its last one may hold fewer; steps of 8, 4, 2 or 1 images share blocks.
+    """
 
     steps: int
     images: int
@@ -32,17 +35,27 @@ class Form:
     width: int
 
     @property
+    def together(self) -> int:
+        """Steps in a block."""
+        return LANES // self.images if self.images in (1, 2, 4, 8) else 1
+
+    @property
     def per_step(self) -> int:
         return -(-self.images // LANES)
 
     @property
     def blocks(self) -> int:
-        return self.steps * self.per_step
+        return -(-self.steps // self.together) * self.per_step
 
     @property
-    def lanes(self) -> int:
-        """Images in the last block of a step."""
-        return self.images - LANES * (self.per_step - 1)
+    def run(self) -> tuple[int, int]:
+        """Samples that fill blocks one after the other: how many of them, and in how many blocks."""
+        return (self.images, self.per_step) if self.together == 1 else (self.steps * self.images, self.blocks)
+
+    @property
+    def filled(self) -> float:
+        """The share of lanes that hold a sample."""
+        return self.steps * self.images / (LANES * self.blocks) if self.blocks else 0.0
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -198,10 +211,11 @@ def form_shape(form: Form) -> tuple[int, int, int, int]:
 
 def exchange(name: str, form: Form, x: Tensor, blocked: Tensor, halo: int = 0) -> None:
     """Between a plain `[T*N, C, H, W]` in any memory order and its blocks."""
+    images, per_run = form.run
     shape = kernels.Exchange(
         blocks=form.blocks,
-        per_step=form.per_step,
-        images=form.images,
+        per_step=per_run,
+        images=images,
         channels=form.channels,
         height=form.height,
         width=form.width,

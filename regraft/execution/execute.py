@@ -8,23 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regraft.execution.calibration import Calibration, shipped
 from regraft.execution.engines import engine
 from regraft.execution.fire import fire_of
 from regraft.execution.fused import BatchNorm
 from regraft.execution.fused import segment as fused_segment
-from regraft.execution.hooks import Replaced, hooked, looked_at
+from regraft.execution.hooks import Replaced, hooked, looked_at, original
 from regraft.execution.paths import Paths, all_out
 from regraft.execution.plan import Call, Program, Segment, plan
 from regraft.execution.wiring import Wiring
 from regraft.structure import Topology
 
 
-def execute(model: nn.Module, topology: Topology | None = None) -> Execution:
+def execute(
+    model: nn.Module, topology: Topology | None = None, calibration: Calibration | None = None
+) -> Execution:
     """Let a spiking network compute faster: normalisation, neuron and 2x2 pooling in one pass over all time steps.
 
-    With a `topology`, convolutions that are sparse enough go over their existing connections alone, and what lies
+    With a `topology`, layers that are sparse enough go over their existing connections alone, and what lies
     between them works on spikes as sets of 16 images. Products are then in float32, under autocast too. It follows the
-    wiring from event to event, and delivers the gradients of absent connections when growth asks for them.
+    wiring from event to event, and delivers the gradients of absent connections when growth asks for them. What is
+    sparse enough, `calibration` says: a table measured on this kind of processor, unless another is given.
 
     Replaces `forward` on the instances of its containers; classes, names, parameters, `state_dict`, hooks and copies
     stay what they are. Where a fast path cannot serve (other types, hooks on a layer inside, no kernels) the layers
@@ -40,11 +44,17 @@ def execute(model: nn.Module, topology: Topology | None = None) -> Execution:
     for module in model.modules():
         if isinstance(vars(module).get("forward"), _Forward):
             del module.forward
-    execution = Execution()
+    execution = Execution(calibration or shipped())
     names = {} if topology is None else {id(p): name for name, p in topology.model.named_parameters()}
-    for module, program in list(plan(model)):  # all of them planned before any is replaced
-        paths = None if topology is None else Paths(program, names, Wiring(topology))
-        forward = _Forward(module, program, paths if paths is not None and paths.layers else None)
+    if topology is not None:
+        execution.wired = list(topology.masks)
+    wired = {of for of, name in names.items() if name in execution.wired}
+    for module, program in list(plan(model, wired)):  # all of them planned before any is replaced
+        paths = None
+        if topology is not None:
+            paths = Paths(program, names, Wiring(topology), execution.calibration)
+            execution.paths.append(paths)
+        forward = _Forward(module, program, paths if paths is not None and paths.possible else None)
         object.__setattr__(module, "forward", forward)
         execution.forwards.append(forward)
     return execution
@@ -52,20 +62,38 @@ def execute(model: nn.Module, topology: Topology | None = None) -> Execution:
 
 @dataclass
 class Execution:
-    """What `execute` has replaced. Its text is a table of the segments and how each is computed."""
+    """What `execute` has replaced. Its text is a table of the segments and wired layers, and how each is computed."""
 
+    calibration: Calibration
     forwards: list[_Forward] = field(default_factory=list)
+    paths: list[Paths] = field(default_factory=list)
+    wired: list[str] = field(default_factory=list)
 
     @property
     def segments(self) -> list[Segment]:
         return [segment for forward in self.forwards for segment in forward.program.segments]
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """For each parameter of the topology, why its layer is computed densely, as of the last forward pass; empty
+        where it goes over its existing connections."""
+        found = dict.fromkeys(self.wired, "what calls it cannot be taken apart")
+        for paths in self.paths:
+            found |= paths.choices
+        return found
+
+    def use(self, calibration: Calibration) -> None:
+        """Let another table decide from now on."""
+        self.calibration = calibration
+        for paths in self.paths:
+            paths.calibration = calibration
 
     def detach(self) -> None:
         """Give every module its own `forward` back."""
         for forward in self.forwards:
             if vars(forward.module).get("forward") is forward:
                 del forward.module.forward
-        self.forwards.clear()
+        self.forwards, self.paths, self.wired = [], [], []
 
     def __str__(self) -> str:
         lines = []
@@ -73,6 +101,7 @@ class Execution:
             names = " + ".join("norm" if norm is not None else "input" for norm in segment.norms)
             pool = " -> pool" if segment.pool is not None else ""
             lines.append(f"{names} -> {type(segment.neuron).__name__}{pool}: {why_not(segment) or self._path}")
+        lines += [f"{name}: {f'dense: {why}' if why else 'over connections'}" for name, why in self.choices.items()]
         return "\n".join(lines) or "no neuron of regraft was found"
 
     @property
@@ -98,7 +127,9 @@ class _Forward(Replaced):
     def _call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.paths is not None:
             return self.paths.call(call, args, kwargs, run_segment)
-        return run_segment(call.what, *args) if isinstance(call.what, Segment) else call.what(*args, **kwargs)
+        if isinstance(call.what, Segment):
+            return run_segment(call.what, *args)
+        return original(call.what)(*args, **kwargs)
 
 
 def run_segment(segment: Segment, *inputs: Tensor) -> Tensor:

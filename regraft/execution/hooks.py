@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,6 +23,13 @@ def hooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
     )
+
+
+def original(what: Any) -> Any:
+    """What computes a call by itself: of a module whose own `forward` was replaced, its class's."""
+    if isinstance(what, nn.Module) and isinstance(vars(what).get("forward"), Replaced):
+        return partial(type(what).forward, what)
+    return what
 
 
 def looked_at() -> bool:

@@ -1,29 +1,31 @@
 """How each call of a program is computed: densely, or over existing connections on blocks of 16 images.
 
-A convolution goes over its existing connections where that is faster, and then its neurons work on blocks too. What
-is in blocks stays there from layer to layer, and comes out where somebody else reads it.
+A convolution goes over its existing connections where a measured table says that it is faster, and then its neurons
+work on blocks too. What is in blocks stays there from layer to layer, and comes out where somebody else reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regraft.execution import blocked, native
-from regraft.execution.blocked import Current, Spikes
+from regraft.execution.blocked import Current, Form, Spikes
+from regraft.execution.calibration import Calibration, boundary
 from regraft.execution.fire import fire_of
 from regraft.execution.fused import BatchNorm, norm_step
-from regraft.execution.hooks import hooked
-from regraft.execution.pattern import Geometry, Pattern
+from regraft.execution.hooks import hooked, original
+from regraft.execution.pattern import Geometry
 from regraft.execution.plan import Call, Program, Segment, slots_in
-from regraft.execution.sparse import fire, layer, moments
-from regraft.execution.wiring import Frozen, Wiring
+from regraft.execution.sparse import fire, layer, linear, linear_geometry, moments, tiled
+from regraft.execution.wiring import Frozen, Wired, Wiring
+from regraft.kernels.sparse import LANES
+from regraft.neurons import LIF
 
-DENSITY = {"fp32": 0.4, "bf16": 0.25}  # above it the dense path is faster
 Given = tuple[Tensor | None, Tensor | None, Any]
 
 
@@ -31,14 +33,14 @@ Given = tuple[Tensor | None, Tensor | None, Any]
 class Sparse:
     """A convolution that may go over its connections alone, and the segment that reads it as input `place`."""
 
-    conv: nn.Conv2d
-    name: str
+    wired: Wired
     segment: Segment
     place: int
-    version: int = -1
-    density: float = 1.0
-    pattern: Pattern | None = None
-    everything: Pattern | None = None
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        assert isinstance(self.wired.module, nn.Conv2d)
+        return self.wired.module
 
 
 class Paths:
@@ -46,77 +48,109 @@ class Paths:
 
     Args:
         names: of parameters, by `id`, as the wiring knows them.
+
+    Attributes:
+        calibration: the table that decides.
+        choices: for each wired layer of the program, why it is computed densely, as of the last forward pass; empty
+            where it goes over its connections.
     """
 
-    def __init__(self, program: Program, names: Mapping[int, str], wiring: Wiring | Frozen) -> None:
+    def __init__(
+        self, program: Program, names: Mapping[int, str], wiring: Wiring | Frozen, calibration: Calibration
+    ) -> None:
         self._wiring = wiring
-        self._layers: dict[int, Sparse] = {}
+        self.calibration = calibration
+        self.choices: dict[str, str] = {}
+        self._convolutions: dict[int, Sparse] = {}
+        self._linears: dict[int, Wired] = {}
         readers: dict[int, list[Call]] = {}
         for call in program.calls:
             for slot in set(slots_in((call.args, call.kwargs))):
                 readers.setdefault(slot, []).append(call)
         kept = set(slots_in(program.result))
         for call in program.calls:
-            if not isinstance(call.what, nn.Conv2d) or not _expressible(call.what) or call.slot in kept:
+            name = names.get(id(getattr(call.what, "weight", None)), "")
+            if name not in wiring.masks:
                 continue
-            name, reading = names.get(id(call.what.weight), ""), readers.get(call.slot, [])
-            if name in wiring.masks and len(reading) == 1 and isinstance(reading[0].what, Segment):
+            reading = [] if call.slot in kept else readers.get(call.slot, [])
+            why = _inexpressible(call.what, reading)
+            self.choices[name] = why or "not called yet"
+            if isinstance(call.what, nn.Linear) and not why:
+                self._linears[call.slot] = Wired(call.what, name)
+            elif isinstance(call.what, nn.Conv2d) and not why:
+                segment: Any = reading[0].what
                 place = [arg.index for arg in reading[0].args].index(call.slot)
-                self._layers[call.slot] = Sparse(call.what, name, reading[0].what, place)
-        self._halo = max((_one(each.conv.padding) for each in self._layers.values()), default=0)
+                self._convolutions[call.slot] = Sparse(Wired(call.what, name), segment, place)
+        self._halo = max((_one(each.conv.padding) for each in self._convolutions.values()), default=0)
         self._readers = {slot: [call.slot for call in calls] for slot, calls in readers.items()}
 
     @property
-    def layers(self) -> list[Sparse]:
-        """Those that may be sparse, their density as it is now."""
-        for each in self._layers.values():
-            self._look(each)
-        return list(self._layers.values())
+    def possible(self) -> bool:
+        """Whether any layer may go over its connections."""
+        return bool(self._convolutions or self._linears)
 
     def call(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], dense: Callable[..., Tensor]) -> Any:
         """What one call gives; `dense(segment, *inputs)` computes a segment outside of blocks."""
-        if self._over_connections(call.slot):
-            return self._layer(self._layers[call.slot], args[0])
+        if call.slot in self._convolutions:
+            each = self._convolutions[call.slot]
+            form = _form_of(args[0], each.segment.neuron)
+            why = self.choices[each.wired.name] = self._why_not_over(each, form)
+            if not why:
+                return self._convolution(each, args[0])
+        if call.slot in self._linears:
+            wired, x = self._linears[call.slot], _out(args[0])
+            why = self.choices[wired.name] = self._why_dense(wired, min(wired.module.weight.shape), _filled(x))
+            if not why:
+                return self._linear(wired, x)
         if isinstance(call.what, Segment):
-            if any(isinstance(x, Current) for x in args) or self._wanted(call.slot):
+            if any(isinstance(x, Current) for x in args) or self._wanted(call.slot, args[0], call.what.neuron):
                 return self._segment(call.what, args, dense)
             return dense(call.what, *map(_out, args))
         if isinstance(call.what, nn.Identity) and not hooked(call.what):
             return args[0]
-        return call.what(*all_out(args), **all_out(kwargs))
+        return original(call.what)(*all_out(args), **all_out(kwargs))
 
-    def _over_connections(self, slot: int) -> bool:
-        each = self._layers.get(slot)
-        if each is None or hooked(each.conv):
-            return False
-        self._look(each)
-        return each.density <= DENSITY["bf16" if torch.is_autocast_enabled("cpu") else "fp32"]
+    def _why_not_over(self, each: Sparse, form: Form | None) -> str:
+        """Empty if a convolution goes over its connections in an input of this form."""
+        if form is None:
+            return "its input is not [T*N, C, H, W]"
+        return self._why_dense(each.wired, each.conv.weight[0].numel(), form.filled)
 
-    def _look(self, each: Sparse) -> None:
-        mask = self._wiring.masks[each.name]
-        if each.version != mask._version:
-            each.version, each.pattern = mask._version, None
-            each.density = float(mask.sum()) / mask.numel()
+    def _why_dense(self, wired: Wired, weights: int, filled: float) -> str:
+        """Empty if a layer goes over its connections where that share of the lanes is filled."""
+        if hooked(wired.module):
+            return "a hook looks at it"
+        kind = "linear" if isinstance(wired.module, nn.Linear) else "convolution"
+        arithmetic = "bf16" if torch.is_autocast_enabled("cpu") else "fp32"
+        below = boundary(self.calibration, kind, arithmetic, weights, filled)
+        density = wired.density(self._wiring)
+        if density <= below and below:
+            return ""
+        return f"density {density:.3g} is above {below:.3g}, where {arithmetic} products are faster"
 
-    def _wanted(self, slot: int) -> bool:
-        """Whether a layer that goes over connections reads the slot."""
-        return any(self._over_connections(reader) for reader in self._readers.get(slot, []))
+    def _wanted(self, slot: int, x: Tensor | Current | Spikes, neuron: LIF) -> bool:
+        """Whether a convolution over connections reads the slot: the spikes of a neuron whose input is `x`."""
+        form = _form_of(x, neuron)
+        form = None if form is None else replace(form, steps=neuron.steps)
+        reading = [self._convolutions[at] for at in self._readers.get(slot, []) if at in self._convolutions]
+        return any(not self._why_not_over(each, form) for each in reading)
 
-    def _layer(self, each: Sparse, x: Tensor | Current | Spikes) -> Current:
+    def _linear(self, wired: Wired, x: Tensor) -> Tensor:
+        weight, bias = wired.module.weight, wired.module.bias
+        outputs, inputs = weight.shape
+        geometry = linear_geometry(inputs, outputs, x.numel() // inputs)
+        pattern, everything = wired.patterns(self._wiring, geometry)
+        return linear(x.to(weight.dtype), weight, bias, pattern, everything=everything)
+
+    def _convolution(self, each: Sparse, x: Tensor | Current | Spikes) -> Current:
         conv, neuron = each.conv, each.segment.neuron
         if isinstance(x, Tensor):
             x = blocked.reals(x.to(conv.weight.dtype), 1 if neuron.static else neuron.steps)
-        if each.pattern is None or each.pattern.geometry != self._geometry(conv, x):
-            each.pattern = Pattern(self._wiring.masks[each.name], self._geometry(conv, x))
-        everything = None
-        if torch.is_grad_enabled() and self._wiring.dense_gradient_due:
-            if each.everything is None or each.everything.geometry != each.pattern.geometry:
-                each.everything = Pattern(torch.ones_like(self._wiring.masks[each.name]), each.pattern.geometry)
-            everything = each.everything
+        pattern, everything = each.wired.patterns(self._wiring, self._geometry(conv, x))
         norm = each.segment.norms[each.place]
         near = None if norm is None or norm.running_mean is None else norm.running_mean.to(conv.weight.dtype, copy=True)
         sums = norm is not None and (norm.training or norm.running_mean is None)
-        return layer(x, conv.weight, conv.bias, each.pattern, everything=everything, shift=near, sums=sums)
+        return layer(x, conv.weight, conv.bias, pattern, everything=everything, shift=near, sums=sums)
 
     def _geometry(self, conv: nn.Conv2d, x: Current | Spikes) -> Geometry:
         return Geometry(
@@ -200,13 +234,38 @@ def all_out(value: Any) -> Any:
     return _out(value)
 
 
-def _expressible(conv: nn.Conv2d) -> bool:
-    """Whether kernels have words for it: zeros around, the same in both directions, strides 1 and 2."""
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return False
-    alike = all(len(set(pair)) == 1 for pair in (conv.stride, conv.padding, conv.dilation))
-    kind = conv.weight.dtype in blocked.TYPES and conv.weight.device.type == "cpu"
-    return alike and conv.stride[0] <= 2 and kind and native.available()
+def _inexpressible(layer: Any, reading: list[Call]) -> str:
+    """Why kernels have no words for a layer that these calls read; empty if they have."""
+    if type(layer) not in (nn.Conv2d, nn.Linear):
+        return f"{type(layer).__name__} is neither Conv2d nor Linear"
+    if layer.weight.dtype not in blocked.TYPES or layer.weight.device.type != "cpu":
+        return f"weights in {layer.weight.dtype} on {layer.weight.device.type}"
+    if not native.available():
+        return "no kernels are built, or they are off"
+    if isinstance(layer, nn.Linear):
+        return ""
+    if len(reading) != 1 or not isinstance(reading[0].what, Segment):
+        return "not a neuron alone reads it"
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return f"padding {layer.padding!r} in mode {layer.padding_mode!r}"
+    if any(len(set(pair)) > 1 for pair in (layer.stride, layer.padding, layer.dilation)) or layer.stride[0] > 2:
+        return f"stride {layer.stride}, padding {layer.padding}, dilation {layer.dilation}"
+    return ""
+
+
+def _filled(x: Tensor) -> float:
+    """The share of lanes that hold a sample of a linear layer's input."""
+    rows = x.numel() // x.shape[-1] if x.numel() else 0
+    blocks, wide = tiled(rows)
+    return rows / (blocks * wide * LANES)
+
+
+def _form_of(x: Tensor | Current | Spikes, neuron: LIF) -> Form | None:
+    """Of what a layer reads, behind which `neuron` stands; None where it is not `[T*N, C, H, W]`."""
+    if not isinstance(x, Tensor):
+        return x.form
+    steps = 1 if neuron.static else neuron.steps
+    return blocked.form_of(x, steps) if x.dim() == 4 and len(x) % steps == 0 else None
 
 
 def _one(pair: Any) -> int:

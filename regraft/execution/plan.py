@@ -1,13 +1,14 @@
 """A network seen as segments: where a normalisation, a neuron and a pooling follow each other and nothing else looks.
 
 Only modules whose `forward` is known to be the same list of calls each time are taken apart: `nn.Sequential`, the
-blocks of `regraft.models`, and graphs that `spiking()` made. Of anything else only the neurons are executed.
+blocks of `regraft.models`, and graphs that `spiking()` made. Of anything else only the neurons are executed, and linear
+layers with few connections.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,20 +89,31 @@ class Program:
         return _filled(self.result, values)
 
 
-def plan(model: nn.Module) -> Iterator[tuple[nn.Module, Program]]:
-    """Modules to be executed, with their programs: the largest that can be taken apart and hold a neuron."""
+def plan(model: nn.Module, wired: Collection[int] = ()) -> Iterator[tuple[nn.Module, Program]]:
+    """Modules to be executed, with their programs: the largest that can be taken apart and hold a neuron.
+
+    Args:
+        wired: `id` of weights whose linear layers are executed by themselves where no program holds them.
+    """
     if isinstance(model, LIF):
         if _fires(model):
-            yield model, Program((Call(Segment((None,), model), (Slot(0),), {}, 1),), 2, Slot(1), ())
+            yield model, _alone(Segment((None,), model))
+    elif type(model) is nn.Linear:
+        if id(model.weight) in wired and "forward" not in vars(model):
+            yield model, _alone(model)
     elif _known(model) and any(_fires(module) for module in model.modules()):
         program = _program(model)
         yield model, program
         for call in program.calls:
-            if isinstance(call.what, nn.Module):  # of somebody else
-                yield from plan(call.what)
+            if isinstance(call.what, nn.Module) and type(call.what) is not nn.Linear:  # of somebody else
+                yield from plan(call.what, wired)
     else:
         for child in model.children():
-            yield from plan(child)
+            yield from plan(child, wired)
+
+
+def _alone(what: Segment | nn.Module) -> Program:
+    return Program((Call(what, (Slot(0),), {}, 1),), 2, Slot(1), ())
 
 
 def _known(module: nn.Module) -> bool:

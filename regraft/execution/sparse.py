@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from regraft.execution import blocked
 from regraft.execution.blocked import TYPES, Current, Deferred, Form, Spikes
@@ -16,7 +17,7 @@ from regraft.execution.fire import Fire
 from regraft.execution.native import neuron_numbers
 from regraft.execution.pattern import Geometry, Pattern
 from regraft.kernels import sparse as kernels
-from regraft.kernels.sparse import GROUPS, TASKS
+from regraft.kernels.sparse import GROUPS, LANES, TASKS
 
 
 def layer(
@@ -44,6 +45,36 @@ def layer(
     context = (x, form, pattern, everything, shift, sums, deferred)
     y, total = _Layer.apply(onto, weight, bias, context)  # pyright: ignore[reportGeneralTypeIssues]
     return Current(form, y, total if sums else None, shift, deferred)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, *, everything: Pattern | None = None
+) -> Tensor:
+    """A linear layer over the connections of a pattern (see `linear_geometry`).
+
+    Its samples are the pixels of images one pixel high, 16 by 16 in a block; so `x` `[..., F]` goes in and out by
+    transposition.
+    """
+    rows, inputs = x.reshape(-1, x.shape[-1]).shape
+    blocks, wide = tiled(rows)
+    padded = F.pad(x.reshape(rows, inputs), (0, 0, 0, blocks * wide * LANES - rows))
+    form = Form(blocks, LANES, inputs, 1, wide)
+    into = padded.view(blocks, wide, LANES, inputs).permute(0, 3, 1, 2).reshape(form.shape).contiguous()
+    y = layer(Current(form, into), weight, bias, pattern, everything=everything, sums=False)
+    out = y.y.view(blocks, -1, wide, LANES).permute(0, 2, 3, 1).reshape(blocks * wide * LANES, len(weight))
+    return out[:rows].view(*x.shape[:-1], len(weight))
+
+
+def tiled(rows: int) -> tuple[int, int]:
+    """Blocks of so many samples, and pixels in each."""
+    pixels = max(1, -(-rows // LANES))
+    blocks = -(-pixels // LANES)
+    return blocks, -(-pixels // blocks)
+
+
+def linear_geometry(inputs: int, outputs: int, rows: int) -> Geometry:
+    """Of a linear layer in a batch of `rows` samples."""
+    return Geometry(inputs, 1, tiled(rows)[1], outputs, (1, 1), 1, 0, 1, 1, 0)
 
 
 def moments(x: Current, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,10 +155,11 @@ class _Layer(torch.autograd.Function):
 
 def _described(before: Form, form: Form, pattern: Pattern, connections: int) -> kernels.Layer:
     g = pattern.geometry
+    images, per_run = form.run
     return kernels.Layer(
         blocks=form.blocks,
-        per_step=form.per_step,
-        lanes=form.lanes,
+        per_step=per_run,
+        lanes=images - LANES * (per_run - 1),
         in_channels=before.channels,
         in_height=before.height,
         in_width=before.width,
@@ -242,7 +274,8 @@ def _neuron(how: Fire, decay: float, form: Form, kind: int, pool: bool, halo: in
     return kernels.Blocked(
         steps=how.steps,
         per_step=form.per_step,
-        lanes=form.lanes,
+        lanes=form.images - LANES * (form.per_step - 1),
+        share=form.together.bit_length() - 1,
         channels=form.channels,
         height=form.height,
         width=form.width,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from regraft.execution.pattern import Geometry, Pattern
 from regraft.structure import Topology
 
 
@@ -38,3 +41,34 @@ class Frozen:
 
     def __init__(self, masks: dict[str, Tensor]) -> None:
         self.masks = masks
+
+
+@dataclass
+class Wired:
+    """A layer whose weights are wired: its density and its patterns, made anew when its mask has changed."""
+
+    module: nn.Conv2d | nn.Linear
+    name: str
+    _version: int = -1
+    _density: float = 1.0
+    _pattern: Pattern | None = None
+    _everything: Pattern | None = None
+
+    def density(self, wiring: Wiring | Frozen) -> float:
+        """As it is now."""
+        mask = wiring.masks[self.name]
+        if self._version != mask._version:
+            self._version, self._pattern = mask._version, None
+            self._density = float(mask.sum()) / mask.numel()
+        return self._density
+
+    def patterns(self, wiring: Wiring | Frozen, geometry: Geometry) -> tuple[Pattern, Pattern | None]:
+        """Of the existing connections, and of all where the coming backward pass owes gradients to the absent ones."""
+        mask = wiring.masks[self.name]
+        if self._pattern is None or self._pattern.geometry != geometry:
+            self._pattern = Pattern(mask, geometry)
+        if not (torch.is_grad_enabled() and wiring.dense_gradient_due):
+            return self._pattern, None
+        if self._everything is None or self._everything.geometry != geometry:
+            self._everything = Pattern(torch.ones_like(mask), geometry)
+        return self._pattern, self._everything

@@ -32,7 +32,7 @@ class Blocked(ctypes.Structure):
 
     _fields_ = (
         *_fields(ctypes.c_int64, "steps per_step lanes channels height width halo"),
-        *_fields(ctypes.c_int32, "repeat pool terms surrogate hard detach learn threads"),
+        *_fields(ctypes.c_int32, "share repeat pool terms surrogate hard detach learn threads"),
         *_fields(ctypes.c_double, "decay gain threshold amount shape"),
     )
 

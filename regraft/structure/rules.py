@@ -101,6 +101,10 @@ def signed(view: View) -> Tensor:
 
     The score is a weight's rank among the existing ones of its sign, over their number; equal weights share a rank.
     """
+    if len(view.weight) == 1 and not bool(view.exists.all()):  # sorting what does not exist would cost the most
+        index = view.exists[0].nonzero().squeeze(1)
+        packed = View(*(of[:, index] for of in (view.weight, view.exists, view.saliency, view.gradient)))
+        return torch.full_like(view.weight, -1).index_copy_(1, index, signed(packed))
     score = torch.where(view.weight.isnan(), torch.nan, -torch.ones_like(view.weight))
     for sign in (1, -1):
         values = torch.where(view.exists & (view.weight * sign > 0), view.weight * sign, torch.inf)
@@ -235,7 +239,9 @@ def _smallest(score: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Indices of the `n` smallest of `[M]`: all below the n-th value, and a random choice among those equal to it."""
     if n == 0:
         return score.new_zeros(0, dtype=torch.long)
-    nth = score.topk(n, largest=False, sorted=False).values.max()  # kthvalue has no deterministic form on every GPU
+    alike = bool((score == score[0]).all())  # as where growth is random
+    # kthvalue has no deterministic form on every GPU
+    nth = score[0] if alike else score.topk(n, largest=False, sorted=False).values.max()
     below = (score < nth).nonzero().squeeze(1)
     ties = (score == nth).nonzero().squeeze(1)
     order = torch.randperm(len(ties), generator=generator).to(score.device)

@@ -25,13 +25,13 @@ from regraft.distill import (
     tet,
 )
 from regraft.errors import RegraftError, ShapeError, UsageError
-from regraft.execution import execute, keep_pages
+from regraft.execution import Calibration, Execution, execute, keep_pages, shipped
 from regraft.models import build
 from regraft.names import check_call, lookup
 from regraft.neurons import IF, LIF, PLIF
 from regraft.neurons.surrogate import SURROGATES
 from regraft.structure import PRESETS, Rule, Scope, Topology, preset
-from regraft.training.processor import fast_bf16
+from regraft.kernels.processor import fast_bf16
 from regraft.training.recipe import DistillSettings, Recipe, override
 
 Precision = Literal["fp32", "bf16"]
@@ -53,6 +53,11 @@ def precision_of(recipe: Recipe) -> Precision:
         return wanted
     fast = torch.cuda.is_bf16_supported() if device_of(recipe).type == "cuda" else fast_bf16()
     return "bf16" if fast else "fp32"
+
+
+def calibration_of(recipe: Recipe) -> Calibration:
+    """What decides which layers go over their connections. They do so in fp32: who asks for bf16 keeps bf16."""
+    return shipped().without("bf16") if recipe.training.precision == "bf16" else shipped()
 
 
 def arithmetic(device: torch.device, precision: Precision) -> torch.autocast:
@@ -229,6 +234,7 @@ class Parts:
     criterion: Distill
     steps: int
     precision: Precision
+    execution: Execution
 
 
 def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
@@ -239,12 +245,12 @@ def assemble(recipe: Recipe, teacher: nn.Module | None = None) -> Parts:
     keep_pages()
     steps = recipe.training.epochs * datasets.count(data.train, recipe.data.batch)
     topology = topology_of(recipe, model, steps)
-    execute(model, topology)
+    execution = execute(model, topology, calibration_of(recipe))
     optimizer, schedule = optimizer_of(recipe, model, steps)
     topology.attach(optimizer)
     criterion = criterion_of(recipe, model, topology, teacher)
     _rehearse(recipe, data, model, criterion)
-    return Parts(data, model, topology, optimizer, schedule, criterion, steps, precision_of(recipe))
+    return Parts(data, model, topology, optimizer, schedule, criterion, steps, precision_of(recipe), execution)
 
 
 def check(recipe: Recipe) -> None:

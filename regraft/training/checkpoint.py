@@ -75,7 +75,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} has format {manifest.get('format')!r}; this version of regraft reads format {FORMAT}")
     if manifest.get("sha256") != digest:
         raise RunError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
-    if "digest" in manifest and manifest["digest"] != _digest(manifest):
+    if manifest.get("digest") != _digest(manifest):
         raise RunError(f"{beside} is damaged: its digest is not that of what it says")
     return manifest
 

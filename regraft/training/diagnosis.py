@@ -8,17 +8,23 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import regraft
+from regraft.data import training_batches
+from regraft.execution import shipped
+from regraft.execution.calibration import boundary
 from regraft.execution.engines import engine
 from regraft.kernels.library import instruction_set, library
+from regraft.training.build import arithmetic, assemble
 from regraft.training.pool import usable_cores
-from regraft.training.processor import fast_bf16, processor, processor_flags
+from regraft.training.recipe import DistillSettings
+from regraft.training.study import load_study
+from regraft.kernels.processor import fast_bf16, processor, processor_flags
 
 EXTRAS = {
     "digits": "the data set digits, and with it `regraft train digits`",
@@ -46,8 +52,26 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Everything that can be said without training."""
-    parts: tuple[Callable[[], Iterator[Finding]], ...] = (_versions, _processor, _gpus, _kernels, _extras, _data)
+    kinds = (_versions, _processor, _gpus, _kernels, _connections, _extras, _data)
+    parts: tuple[Callable[[], Iterator[Finding]], ...] = kinds
     return [finding for part in parts for finding in part()]
+
+
+def layers(source: str | Path) -> list[Finding]:
+    """For each arm of a recipe and each layer that its topology wires: how it is computed here, at birth.
+
+    Raises what `assemble` raises.
+    """
+    found = []
+    for arm, recipe in load_study(source).arms.items():
+        alone = replace(recipe, distill=DistillSettings())
+        parts = assemble(alone)
+        x, _ = next(iter(training_batches(parts.data.train, recipe.data.batch, seed=0, epoch=1, augment=None)))
+        with torch.no_grad(), arithmetic(x.device, parts.precision):
+            parts.model(x)
+        for name, why in parts.execution.choices.items():
+            found.append(Finding(f"{arm} arm", name, f"dense: {why}" if why else "over connections, in fp32"))
+    return found
 
 
 def _versions() -> Iterator[Finding]:
@@ -164,6 +188,19 @@ def _kernels() -> Iterator[Finding]:
         yield Finding("kernels", "triton", "yes" if there else "none", costs, "" if there else "pip install triton")
     precision = "bf16" if (torch.cuda.is_bf16_supported() if torch.cuda.is_available() else fast_bf16()) else "fp32"
     yield Finding("kernels", "precision auto", f"{precision} on this machine")
+
+
+def _connections() -> Iterator[Finding]:
+    """Below which density layers of usual sizes go over their connections."""
+    table = shipped()
+    if not library():
+        return
+    sizes = {f"3x3 over {channels} channels": ("convolution", 9 * channels) for channels in (32, 128, 512)}
+    sizes |= {f"linear, {units} units": ("linear", units) for units in (128, 512)}
+    for name, (kind, size) in sizes.items():
+        known = [arithmetic for arithmetic in ("fp32", "bf16") if table.boundaries.get(f"{kind} {arithmetic}")]
+        below = [f"{boundary(table, kind, arithmetic, size):.0%} ({arithmetic})" for arithmetic in known]
+        yield Finding("density", name, f"over connections below {', '.join(below) or 'no density'}")
 
 
 def _extras() -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from regraft.data import Augmentation, plain_batches, training_batches
 from regraft.distill import NetworkTeacher, Remembered, over_time
 from regraft.errors import Interrupted, RunError, TrainingError
-from regraft.execution import execute
+from regraft.execution import described, execute, restored
 from regraft.training.build import Parts, arithmetic, assemble, augmentation_of, check, device_of, teacher_recipe
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import newest_checkpoint, read_manifest, save_checkpoint
@@ -106,6 +106,7 @@ class _Training:
         self._sums = _Sums()
         self._clock = _Clock(save_every)
         self._saved = -1  # step of the last checkpoint
+        self._over: set[str] | None = None  # layers that go over their connections, once that is known
         self._augment = augmentation_of(recipe, parts.data)
         self._born = {name: mask.clone() for name, mask in parts.topology.masks.items()}
         self._frames = frames(parts.topology.every, parts.topology.last_event)
@@ -117,8 +118,9 @@ class _Training:
         self.ranks.seed_apart(self.recipe.seed)
         checkpoint = self.ranks.first_does(partial(newest_checkpoint, run.path)) if resume else None
         if checkpoint is None:
-            parts.precision = self.ranks.first_does(lambda: parts.precision)
-            self.ranks.first_does(partial(run.begin, self.recipe, parts.precision))
+            parts.precision, table = self.ranks.first_does(lambda: (parts.precision, parts.execution.calibration))
+            parts.execution.use(table)
+            self.ranks.first_does(partial(run.begin, self.recipe, parts.precision, described(table)))
             first = next(iter(parts.topology.masks))
             run.born(first, parts.model.get_parameter(first))
             run.map(0, dict(parts.topology.masks))
@@ -130,6 +132,7 @@ class _Training:
                 )
             same_threads(checkpoint[1])
             parts.precision = same_precision(checkpoint[1])
+            parts.execution.use(restored(checkpoint[1].get("calibration")))
             self.at, self._sums.rows = restore(parts, *checkpoint, self.ranks)
             self._check_position()
             self._clock.seconds = self.at.seconds
@@ -174,6 +177,7 @@ class _Training:
         with self._clock:
             for x, y in self._batches():
                 logits, loss = forward(parts, network, x, y)
+                self._tell_of_paths()
                 diverged, stopping, due = self.ranks.any(
                     not bool(loss.isfinite()), stop.asked is not None, self._clock.due
                 )
@@ -193,6 +197,14 @@ class _Training:
                     raise Interrupted(stop.asked or signal.SIGTERM)
         if self._saved != at.step:
             self.save()
+
+    def _tell_of_paths(self) -> None:
+        """Which layers go over their connections, whenever that changes, and why the others do not."""
+        over = {name for name, why in self.parts.execution.choices.items() if not why}
+        topology = self.parts.topology
+        if over != self._over and topology.connections < topology.possible:
+            self._tell({"kind": "paths", "step": self.at.step, "choices": self.parts.execution.choices})
+        self._over = over
 
     def close_epoch(self) -> None:
         """Evaluate on the validation split, log, and write the network as it is."""

@@ -41,7 +41,7 @@ def finish(
     chosen = json.loads((run.path / "best.json").read_text(encoding="utf-8"))
     best = load(run.path, "best")
     selected = best.model.to(test.y.device)
-    execute(selected, best.topology)
+    execute(selected, best.topology, parts.execution.calibration)
     with arithmetic(test.y.device, parts.precision):  # what is counted below is counted in fp32
         own = answers(model, plain_batches(test, 256))
         best_accuracy = evaluate(selected, plain_batches(test, 256)).accuracy

@@ -26,7 +26,7 @@ from regraft.errors import RunError, UsageError
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import has_checkpoint
 from regraft.training.files import remove_temporaries, write_bytes, write_json
-from regraft.training.processor import fast_bf16, processor, processor_flags
+from regraft.kernels.processor import fast_bf16, processor, processor_flags
 from regraft.training.recipe import Recipe, differences, load_recipe, write_yaml
 
 LOCK = ".lock"
@@ -46,7 +46,7 @@ class RunFolder:
         self._maps: dict[str, np.ndarray] = {}
         self._digest = hashlib.sha256()
 
-    def begin(self, recipe: Recipe, precision: str) -> None:
+    def begin(self, recipe: Recipe, precision: str, calibration: dict[str, Any]) -> None:
         """Write what is known before training, over what a run without any checkpoint left. Folders in it stay.
 
         Raises `RunError` if a run is there that is worth something, or the folder cannot be written.
@@ -62,7 +62,8 @@ class RunFolder:
             write_yaml(recipe, self.path / "recipe.yaml")
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}") from None
-        write_json(self.path / "environment.json", {**environment(), "precision": precision})
+        chosen = {"precision": precision, "calibration": calibration}
+        write_json(self.path / "environment.json", {**environment(), **chosen})
 
     def go_on(self, step: int, log_bytes: int, log_sha256: str = "") -> None:
         """Take log and maps back to where they were at the checkpoint of `step`, and note this machine.
@@ -160,6 +161,8 @@ def held(path: Path) -> Iterator[None]:
         raise RunError(
             f"another process is training into {path}: wait for it, or choose another folder (--out)"
         ) from None
+    except NotImplementedError:
+        raise RunError(f"cannot lock {path}: its file system knows no locks. Choose another folder (--out)") from None
     except OSError as error:
         raise RunError(f"cannot write to {path}: {error.strerror}") from None
     try:

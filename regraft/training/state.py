@@ -13,6 +13,7 @@ from torch import Tensor
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from regraft.errors import RegraftError, RunError, UsageError
+from regraft.execution import described
 from regraft.structure import Event
 from regraft.training.build import Parts, Precision
 from regraft.training.load import WIRING, network_state
@@ -67,6 +68,7 @@ def capture(parts: Parts, at: Position, sums: Tensor | None, ranks: Ranks) -> tu
         "schedule": parts.schedule.state_dict(),
         "world": ranks.world,
         "precision": parts.precision,
+        "calibration": described(parts.execution.calibration),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from regraft.execution.engines import engine
+
 MEASURE = """
 import resource, sys, torch
 from regraft.execution import keep_pages
@@ -30,3 +32,38 @@ def test_pages_are_not_faulted_in_again():
         assert taken == "True"
         faults[mode] = int(count)
     assert faults["keep"] < 100 < 1000 < faults["leave"]
+
+
+STEPS = """
+import resource, torch, regraft
+from torch import nn
+from regraft.execution import Calibration
+from regraft.models import vgg16
+torch.set_num_threads(1)
+regraft.execution.keep_pages()
+model = vgg16(classes=10, widths=[[8, 8], [16]], steps=2, size=16)
+topology = regraft.Topology(model, 0.2, "rigl", steps=2000, every=10)
+optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+topology.attach(optimizer)
+over = regraft.execute(model, topology, Calibration("", {f"{kind} fp32": ((1, 1),) for kind in ("convolution", "linear")}))
+x, y = torch.randn(16, 3, 16, 16), torch.randint(0, 10, (16,))
+kept = []
+for step in range(1200):
+    nn.functional.cross_entropy(model(x).mean(0), y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if step in (199, 1199):
+        pages = int(open("/proc/self/statm").read().split()[1])
+        kept.append(pages * resource.getpagesize() / 1e6)
+print(sum(not why for why in over.choices.values()), len(topology.events), kept[1] - kept[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(engine("cpu") is None, reason="the kernels were not built: a C compiler is missing")
+def test_a_thousand_steps_take_no_more_memory_than_two_hundred():
+    """Over connections, through 100 rewiring events."""
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    over, events, megabytes = done.stdout.split()
+    assert (int(over), int(events)) == (4, 120)
+    assert float(megabytes) < 3

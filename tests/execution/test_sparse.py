@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from functools import partial
 
@@ -14,17 +15,19 @@ from torch import nn
 from torch.nn import functional as F
 
 import regraft
-from regraft.execution import blocked, execute, paths
+from regraft.execution import Calibration, blocked, execute, paths
 from regraft.execution.blocked import Spikes
+from regraft.execution.calibration import boundary
 from regraft.execution.engines import engine
 from regraft.execution.pattern import Geometry, Pattern
-from regraft.execution.sparse import layer, moments
+from regraft.execution.sparse import layer, linear, linear_geometry, moments
 from regraft.models import dvsgesture, resnet19, resnet_small, vgg16
 from regraft.neurons import IF, LIF, PLIF
 from regraft.neurons.spiking import spiking
 
 pytestmark = pytest.mark.skipif(engine("cpu") is None, reason="the kernels were not built: a C compiler is missing")
 F64 = torch.float64
+WINS = Calibration("whatever is sparser than the share of filled lanes", {"convolution fp32": ((1, 1.0),), "linear fp32": ((1, 1.0),)})
 
 
 def spikes_of(x: torch.Tensor, steps: int, halo: int) -> Spikes:
@@ -45,7 +48,7 @@ def convolutions(draw: st.DrawFn) -> dict:
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     return {
         "steps": draw(st.integers(1, 3)),
-        "images": draw(st.sampled_from([1, 3, 15, 16, 17, 33])),
+        "images": draw(st.sampled_from([1, 2, 3, 4, 8, 15, 16, 17, 33])),
         "inputs": groups * draw(st.integers(1, 4)),
         "outputs": groups * draw(st.integers(1, 4)),
         "size": (draw(side), draw(side)),
@@ -97,6 +100,36 @@ def test_a_layer_is_the_convolution_with_zeros(c, seed):
         assert torch.allclose(twin.bias.grad, conv.bias.grad, rtol=1e-9, atol=1e-9)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(1,), (16,), (5, 3), (2, 130), (300,)]),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.1, 0.6]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_a_linear_layer_is_the_product_with_zeros(shape, inputs, outputs, density, bias, seed):
+    torch.manual_seed(seed)
+    layer_ = nn.Linear(inputs, outputs, bias).to(F64)
+    mask = torch.rand(layer_.weight.shape) < density
+    layer_.weight.data *= mask
+    twin, x = copy.deepcopy(layer_), torch.randn(*shape, inputs, dtype=F64, requires_grad=True)
+    x2 = x.detach().clone().requires_grad_()
+    geometry = linear_geometry(inputs, outputs, math.prod(shape))
+    everything = Pattern(torch.ones_like(mask), geometry) if seed % 2 else None
+    expected = layer_(x)
+    found = linear(x2, twin.weight, twin.bias, Pattern(mask, geometry), everything=everything)
+    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+    g = torch.randn_like(expected)
+    expected.backward(g)
+    found.backward(g)
+    assert torch.allclose(twin.weight.grad, layer_.weight.grad * (mask if everything is None else 1), atol=1e-10)
+    assert torch.allclose(x2.grad, x.grad, atol=1e-10)
+    if bias:
+        assert torch.allclose(twin.bias.grad, layer_.bias.grad, atol=1e-10)
+
+
 def test_what_growth_asks_for_are_the_gradients_of_all_connections():
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 8, 3, padding=1, bias=False).to(F64)
@@ -113,7 +146,7 @@ def test_what_growth_asks_for_are_the_gradients_of_all_connections():
 
 
 def test_into_blocks_and_out_again_is_nothing():
-    for images, steps in ((1, 1), (16, 2), (19, 3)):
+    for images, steps in ((1, 1), (16, 2), (19, 3), (8, 3), (2, 9), (1, 40)):
         for form in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(images * steps, 5, 6, 7).contiguous(memory_format=form).requires_grad_()
             out = blocked.plain(blocked.reals(x, steps))
@@ -128,8 +161,19 @@ def test_into_blocks_and_out_again_is_nothing():
 def test_lanes_without_an_image_stay_empty():
     x = (torch.rand(2 * 5, 4, 6, 6) < 0.5).float()
     found = spikes_of(x, 2, 1)
-    assert found.form.lanes == 5
+    assert found.form.run == (5, 1)
     assert not bool((found.bits & ~0b11111).any())
+
+
+def test_steps_of_few_images_share_a_block():
+    """8 images of 5 steps are 40 samples, in 3 blocks of 16; 7 images take a block a step."""
+    assert blocked.Form(5, 8, 1, 1, 1).blocks == 3
+    assert blocked.Form(5, 7, 1, 1, 1).blocks == 5
+    x = (torch.rand(3 * 8, 4, 6, 6) < 0.5).float()
+    sets = spikes_of(x, 3, 0).bits[: 2 * 6 * 4 * 6].view(2, 6, 4, 6).permute(0, 2, 1, 3)
+    lanes = torch.stack([(sets >> lane) & 1 for lane in range(16)], 1).flatten(0, 1)
+    assert torch.equal(lanes[:24].float(), x)
+    assert not bool(lanes[24:].any())
 
 
 # --- whole networks ---------------------------------------------------------------------------------------------------
@@ -153,6 +197,14 @@ NETWORKS = {
         (4, 5, 2, 32, 32),
     ),
     "mixed": (mixed, (5, 3, 32, 32)),
+    # Steps that share a block: with the decay's gradient, residual spikes and currents, a last block half full.
+    "plif-8": (lambda: resnet_small(**SMALL, neuron=partial(PLIF, surrogate="atan", decay_input=True)), (8, 3, 16, 16)),
+    "vgg-4": (lambda: vgg16(classes=10, widths=[[8, 8], [12, 12], [16]], steps=6, size=16), (4, 3, 16, 16)),
+    "resnet19-2": (lambda: resnet19(**SMALL, stem=8, hidden=12, neuron=IF), (2, 3, 16, 16)),
+    "gesture-1": (
+        lambda: dvsgesture(size=32, width=12, hidden=16, steps=5, neuron=partial(LIF, reset="soft")),
+        (5, 1, 2, 32, 32),
+    ),
 }
 
 
@@ -167,7 +219,7 @@ def pair(name: str, density: float = 0.2, rule: str = "rigl"):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
         topology.attach(optimizer)
         made.append((net, topology, optimizer))
-    execution = execute(made[1][0], made[1][1])
+    execution = execute(made[1][0], made[1][1], WINS)
     return made, execution, (torch.randn(shape, dtype=F64) * 2)
 
 
@@ -191,7 +243,7 @@ def test_training_over_existing_connections_is_training(name, rule):
     """Through rewiring events: the same losses, wiring, statistics and logits."""
     made, execution, x = pair(name, rule=rule)
     (net, topology, _), (twin, other, _) = made
-    assert sum(f.paths is not None for f in execution.forwards) == 1
+    assert any(f.paths is not None for f in execution.forwards)
     dense, sparse = trained(made, x, 7)
     assert sparse == pytest.approx(dense, rel=1e-9)
     assert len(other.events) == 2
@@ -234,19 +286,51 @@ def test_gradients_accumulate():
 def test_it_really_goes_over_existing_connections(monkeypatch):
     """And densely again where there are too many of them."""
     (_, (twin, topology, _)), execution, x = pair("vgg", density=0.2)
+    table = Calibration("0.3 where all lanes are filled", {"convolution fp32": ((1, 0.3),)})
+    execution.use(table)
     seen: list[int] = []
     real = paths.layer
     monkeypatch.setattr(paths, "layer", lambda *args, **kwargs: seen.append(len(args[3])) or real(*args, **kwargs))
     twin(x)
     counts = [(int(mask.sum()), mask.numel()) for mask in topology.masks.values() if mask.dim() == 4]
-    assert seen == [some for some, of in counts if some <= paths.DENSITY["fp32"] * of]
+    assert seen == [some for some, of in counts if some <= boundary(table, "convolution", "fp32", 9, 20 / 32) * of]
+    over = [name for name, why in execution.choices.items() if not why]
+    assert over == [name for name, mask in topology.masks.items() if int(mask.sum()) in seen]
     assert 0 < len(seen) < len(counts)
     seen.clear()
     for mask in topology.masks.values():
         mask.fill_(True)
     twin(x)
     assert not seen
-    assert execution.forwards[0].paths is not None
+    assert all(execution.choices.values())
+
+
+class _Same(nn.Bilinear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, x)
+
+
+def test_what_cannot_go_over_connections_says_why():
+    layers = [nn.Conv2d(4, 4, 3, padding=1), LIF(steps=2), nn.Conv2d(4, 4, 3, 3), LIF(steps=2)]
+    layers += [nn.Conv2d(4, 4, 3, padding="same"), LIF(steps=2), nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Flatten()]
+    net = nn.Sequential(nn.Sequential(*layers), nn.Linear(36, 2), _Same(2, 2, 2))
+    wrapped = nn.Module()
+    wrapped.inner = net
+    wrapped.own = nn.Linear(4, 4)
+    execution = execute(wrapped, regraft.Topology(wrapped, 0.1, "static", include=["inner.2.weight"]), WINS)
+    net(torch.randn(2 * 16, 4, 9, 9))
+    said = execution.choices
+    assert said.pop("inner.0.0.weight") == said.pop("inner.1.weight") == ""
+    for key, part in {
+        "inner.0.2.weight": "stride (3, 3)",
+        "inner.0.4.weight": "padding 'same'",
+        "inner.0.6.weight": "not a neuron alone reads it",
+        "inner.2.weight": "_Same is neither Conv2d nor Linear",
+        "own.weight": "not called yet",
+    }.items():
+        assert part in said.pop(key), key
+    assert not said
+    assert "inner.0.2.weight: dense: stride (3, 3)" in str(execution)
 
 
 def test_hooks_are_called_with_what_they_would_see():
@@ -306,9 +390,37 @@ def test_the_number_of_threads_changes_no_bit():
             torch.set_num_threads(threads)
             net = copy.deepcopy(model)
             topology = regraft.Topology(net, 0.1, "static", steps=10, every=1, seed=1)
-            execute(net, topology)
+            execute(net, topology, WINS)
             net(x).square().sum().backward()
             found.append([p.grad for p in net.parameters()])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+class Own(nn.Module):
+    """Somebody's module, whose `forward` nobody can know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fire, self.second = nn.Linear(20, 30), LIF(steps=2), nn.Linear(30, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.fire(self.first(x) if x.sum() else x))
+
+
+@pytest.mark.parametrize("wins", [True, False])
+def test_linear_layers_in_modules_of_somebody_else_go_over_connections(wins):
+    torch.manual_seed(0)
+    net = Own().double()
+    twin, seen = copy.deepcopy(net), []
+    topologies = [regraft.Topology(each, 0.2, "static", seed=1) for each in (net, twin)]
+    table = WINS if wins else Calibration("never", {})
+    execution = execute(twin, topologies[1], table)
+    twin.second.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    x = torch.randn(32, 20, dtype=F64) * 3
+    assert torch.allclose(net(x), twin(x), atol=1e-10)
+    assert (execution.choices["first.weight"] == "") == wins
+    assert seen == [(32, 4)]
+    execution.detach()
+    assert "forward" not in vars(twin.first)

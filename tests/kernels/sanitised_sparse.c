@@ -48,9 +48,12 @@ int main(int argc, char **argv) {
     srand(argc > 2 ? (unsigned)atoi(argv[2]) : 0);
     for (int round = 0; round < atoi(argv[1]); round++) {
         const int64_t kernel = pick(1, 3), stride = pick(1, 2), padding = pick(0, kernel - 1), halo = padding + pick(0, 1);
-        const int64_t ci = pick(1, 5), co = pick(1, 5), steps = pick(1, 4), images = pick(1, 35);
+        const int64_t ci = pick(1, 5), co = pick(1, 5), steps = pick(1, 9), images = rand() % 2 ? 1 << pick(0, 3) : pick(1, 35);
         const int64_t low = kernel - 2 * padding > 0 ? kernel - 2 * padding : 1;
-        const int64_t h = pick(low, low + 20), w = pick(low, low + 20), per_step = (images + 15) / 16, blocks = steps * per_step;
+        /* Steps of few images share blocks; what is in them then counts as one step. */
+        const int share = images == 8 ? 1 : images == 4 ? 2 : images == 2 ? 3 : images == 1 ? 4 : 0, all_lanes = share ? steps * images : images;
+        const int64_t h = pick(low, low + 20), w = pick(low, low + 20), per_step = (all_lanes + 15) / 16;
+        const int64_t blocks = share ? per_step : steps * per_step;
         const int64_t oh = (h + 2 * padding - kernel) / stride + 1, ow = (w + 2 * padding - kernel) / stride + 1;
         const int64_t all = co * ci * kernel * kernel;
         int64_t *first = malloc((size_t)(co + 1) * sizeof *first), n = 0;
@@ -100,7 +103,7 @@ int main(int argc, char **argv) {
                 phases[p] = (regraft_phase){row, column, starts[p], arrays[2 * p], arrays[2 * p + 1]};
             }
             if (pass == 1) {
-                regraft_layer s = {blocks, per_step, images - 16 * (per_step - 1), ci, h, w, halo, co, oh, ow, stride, padding, n,
+                regraft_layer s = {blocks, per_step, all_lanes - 16 * (per_step - 1), ci, h, w, halo, co, oh, ow, stride, padding, n,
                                    margin, 2};
                 const int64_t size = sets(blocks, ci, h, w, halo), pixels = blocks * h * ci * w * 16;
                 uint16_t *bits = calloc((size_t)size, sizeof *bits);
@@ -109,7 +112,7 @@ int main(int argc, char **argv) {
                 real *k[4] = {reals(co), reals(co), reals(co), reals(co)}, *onto = reals(n), *partial = reals(8 * n);
                 double *sums = malloc((size_t)(2 * co) * 8), *room = malloc((size_t)(16 * co) * 8);
                 const int last = rand() % 2, real_input = rand() % 2, normal = rand() % 2;
-                regraft_exchange e = {blocks, per_step, images, ci, h, w, halo, {ci * h * w, last ? 1 : h * w, last ? w * ci : w, last ? ci : 1}, 2};
+                regraft_exchange e = {blocks, per_step, all_lanes, ci, h, w, halo, {ci * h * w, last ? 1 : h * w, last ? w * ci : w, last ? ci : 1}, 2};
                 int failed = PUBLIC(block_spikes)(&e, plain, bits) | PUBLIC(block_reals)(&e, plain, x);
                 regraft_rows rows = {first, at};
                 failed |= PUBLIC(layer_forward)(&s, real_input ? NULL : bits, real_input ? x : NULL, &rows, value,
@@ -119,7 +122,7 @@ int main(int argc, char **argv) {
                 failed |= PUBLIC(unblock_reals)(&e, plain, gx) | PUBLIC(unblock_spikes)(&e, plain, bits);
 
                 const int pool = oh % 2 == 0 && ow % 2 == 0 && rand() % 2;
-                regraft_blocked b = {.steps = steps, .per_step = per_step, .lanes = s.lanes, .channels = co, .height = oh,
+                regraft_blocked b = {.steps = steps, .per_step = share ? 1 : per_step, .lanes = share ? images : s.lanes, .share = share, .channels = co, .height = oh,
                                      .width = ow, .halo = halo, .pool = pool, .repeat = rand() % 2, .terms = (int32_t)pick(1, 3)};
                 b.surrogate = rand() % 4, b.hard = rand() % 2, b.detach = rand() % 2, b.learn = rand() % 2, b.threads = 2;
                 b.decay = 0.5, b.gain = rand() % 2 ? 0.5 : 1, b.threshold = 1, b.amount = 0.7, b.shape = 1.5;

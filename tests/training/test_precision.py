@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from regraft.errors import Interrupted, RunError
-from regraft.training import processor, step
+from regraft.kernels import processor
+from regraft.training import step
 from regraft.training.build import precision_of
 from regraft.training.checkpoint import read_tensors, write_tensors
 from regraft.training.fit import fit

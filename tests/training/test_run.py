@@ -20,7 +20,7 @@ from regraft.training.run import RunFolder, environment, finished, frames, held,
 def begun(path, recipe=None):
     run = RunFolder(path)
     with held(path):
-        run.begin(recipe or Recipe(), "fp32")
+        run.begin(recipe or Recipe(), "fp32", {})
     return run
 
 
@@ -87,7 +87,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_process_that_does_not_write_leaves_no_trace(tmp_path):
     run = RunFolder(tmp_path / "run", writes=False)
-    run.begin(Recipe(), "fp32")
+    run.begin(Recipe(), "fp32", {})
     run.map(0, {"w": torch.ones(2, 2, dtype=torch.bool)})
     run.log({"kind": "birth"})
     run.write_maps()
@@ -160,3 +160,15 @@ def test_the_maps_of_a_run_show_birth_and_every_event(trained):
     for record in trained.records("event"):
         for name, connections in record["connections"].items():
             assert maps[f"{record['step']:08d}/{name}"].sum() == connections
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunError, match=r"no locks|cannot write"), held(tmp_path / "run"):
+        pass

@@ -21,8 +21,6 @@ typedef struct {
     double *partial; /* [TASKS, 3, C] and [TASKS] */
 } run;
 
-INLINE int64_t step_of(const regraft_blocked *s, int64_t t) { return s->repeat ? 0 : t; }
-
 /* Where row h of channel c begins, in block b of step t. */
 INLINE int64_t place(const regraft_blocked *s, int64_t t, int64_t b, int64_t h, int64_t c) {
     return (((t * s->per_step + b) * s->height + h) * s->channels + c) * s->width;
@@ -63,15 +61,17 @@ INLINE channel channel_of(const run *r, int64_t c) {
     return k;
 }
 
-/* The sum of terms at one pixel; `y` gets them as they are. */
-INLINE vec current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits, vec *y) {
-    y[0] = r->y[0][at];
-    vec x = y[0] * k->scale[0] + k->shift[0];
-    if (terms == 2) {
-        y[1] = r->y[1][at];
-        x += y[1] * k->scale[1] + k->shift[1];
-    }
-    if (terms == 3) x = add_where(x, r->added[at_bits], splat(1));
+/* One term at one pixel, of the images from `lane` on. */
+INLINE vec term(const run *r, int i, int64_t at, int lane) {
+    const vec y = r->y[i][at];
+    return lane ? turned(y, lane) : y;
+}
+
+/* The sum of terms at one pixel. */
+INLINE vec current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits, int lane) {
+    vec x = term(r, 0, at, lane) * k->scale[0] + k->shift[0];
+    if (terms == 2) x += term(r, 1, at, lane) * k->scale[1] + k->shift[1];
+    if (terms == 3) x = add_where(x, (uint16_t)(r->added[at_bits] >> lane), splat(1));
     return x;
 }
 
@@ -137,7 +137,12 @@ INLINE uint16_t present(const regraft_blocked *s, int64_t b) {
     return (uint16_t)(b == s->per_step - 1 && s->lanes < LANES ? (1u << s->lanes) - 1 : 0xffffu);
 }
 
-/* Where a run lies: its first pixel, and the way to the next row and step. */
+/* Where step t begins in the block that it shares with others; 0 where each has its own. */
+INLINE int lane_of(const regraft_blocked *s, const int share, int64_t t) {
+    return share ? (int)(t & ((1 << share) - 1)) * (int)s->lanes : 0;
+}
+
+/* Where a run lies: its first pixel, and the way to the next row and to the next step's block. */
 typedef struct {
     int64_t at, row, step;
 } course;
@@ -152,9 +157,9 @@ INLINE course course_of_bits(const regraft_blocked *s, int64_t b, int64_t h, int
 }
 
 /* Windows are pixels one by one, or the four of a pool: `p` is in the upper or lower row, left or right. */
-#define WITHIN(course, t, p, w) ((course).at + (t) * (course).step + (high == 1 ? (w) : (p) / 2 * (course).row + 2 * (w) + (p) % 2))
+#define WITHIN(course, t, p, w) ((course).at + ((t) >> share) * (course).step + (high == 1 ? (w) : (p) / 2 * (course).row + 2 * (w) + (p) % 2))
 
-INLINE void fire_run(const run *r, const int high, const int terms, int64_t b, int64_t h, int64_t c) {
+INLINE void fire_run(const run *r, const int high, const int terms, const int share, int64_t b, int64_t h, int64_t c) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, steps = s->steps;
     const uint16_t there = present(s, b);
@@ -163,14 +168,17 @@ INLINE void fire_run(const run *r, const int high, const int terms, int64_t b, i
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const course out = course_of_bits(s, b, h / high, c, s->height / high, wide);
     for (int64_t w = 0; w < wide; w++) {
-        vec v[4] = {splat(0), splat(0), splat(0), splat(0)}, u, y[2];
+        vec v[4] = {splat(0), splat(0), splat(0), splat(0)}, u;
         for (int64_t t = 0; t < steps; t++) {
+            const int lane = lane_of(s, share, t);
+            const int64_t read = s->repeat ? 0 : t;
             uint16_t any = 0;
             for (int p = 0; p < high * high; p++) {
-                const vec x = current(r, &k, terms, WITHIN(in, t, p, w), WITHIN(added, s->repeat ? 0 : t, p, w), y);
-                any |= charge(&n, x, v + p, &u);
+                const int64_t at = WITHIN(in, read, p, w), at_bits = WITHIN(added, read, p, w);
+                any |= charge(&n, current(r, &k, terms, at, at_bits, s->repeat ? 0 : lane), v + p, &u);
             }
-            r->bits[out.at + t * out.step + w] = any & there;
+            uint16_t *set = r->bits + out.at + (t >> share) * out.step + w;
+            *set = (uint16_t)((lane ? *set : 0) | (any & there) << lane);
         }
     }
 }
@@ -179,15 +187,15 @@ typedef struct {
     vec g, gy[2], decay;
 } run_sums;
 
-INLINE void add_to(run_sums *sums, const run *r, const channel *k, const int terms, int64_t at, vec gx) {
+INLINE void add_to(run_sums *sums, const run *r, const channel *k, const int terms, int64_t at, int lane, vec gx) {
     sums->g += gx;
-    sums->gy[0] += gx * (r->y[0][at] - k->mean[0]);
-    if (terms == 2) sums->gy[1] += gx * (r->y[1][at] - k->mean[1]);
+    sums->gy[0] += gx * (term(r, 0, at, lane) - k->mean[0]);
+    if (terms == 2) sums->gy[1] += gx * (term(r, 1, at, lane) - k->mean[1]);
 }
 
 /* Membranes of some windows over all steps, then back through them. `u`, `f`: `[steps, high * high, together]`. */
 INLINE void unfire_run(const run *r, const int64_t steps, const int together, const int high, const int terms,
-                       const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
+                       const int share, const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
                        uint16_t *restrict f, run_sums *to) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, lines = s->height / high;
@@ -198,28 +206,33 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int together, co
     const vec *grad = r->grad + ((b * lines + h / high) * s->channels + c) * wide;
     const int64_t later = s->per_step * lines * s->channels * wide;
     const int leaks = learn && s->gain != 1;
+    const uint16_t there = present(s, b);
     run_sums sums = *to;
     for (int64_t from = 0; from < wide; from += together) {
         const int here = wide - from < together ? (int)(wide - from) : together;
-        vec v[4 * TOGETHER], all[4 * TOGETHER], y[2];
+        vec v[4 * TOGETHER], all[4 * TOGETHER];
         for (int i = 0; i < pixels * here; i++) v[i] = splat(0);
         for (int64_t t = 0; t < steps; t++)
             for (int p = 0; p < pixels; p++)
                 for (int j = 0; j < here; j++) {
                     const int64_t w = from + j, i = (t * pixels + p) * together + j;
                     const int64_t at = WITHIN(in, t, p, w), at_bits = WITHIN(added, repeat ? 0 : t, p, w);
-                    f[i] = charge(&n, current(r, &k, terms, at, at_bits, y), v + p * here + j, u + i);
+                    const vec x = current(r, &k, terms, at, at_bits, repeat ? 0 : lane_of(s, share, t));
+                    f[i] = charge(&n, x, v + p * here + j, u + i);
                 }
         for (int i = 0; i < pixels * here; i++) v[i] = all[i] = splat(0);
         for (int64_t t = steps - 1; t >= 0; t--)
             for (int p = 0; p < pixels; p++)
                 for (int j = 0; j < here; j++) {
                     const int64_t w = from + j, i = (t * pixels + p) * together + j, at = WITHIN(in, t, p, w);
+                    const int lane = lane_of(s, share, t), lane_in = repeat ? 0 : lane;
                     vec *const back = v + p * here + j;
-                    vec onto = grad[t * later + w];
+                    vec onto = grad[(t >> share) * later + w];
+                    if (lane) onto = turned(onto, lane);
                     if (high == 2) onto = only(onto, taken(f + t * pixels * together + j, together, p));
                     onto -= n.through * (n.hard * u[i] + n.amount) * *back;
-                    const vec gu = onto * slope(&n, u[i]) + (*back - only(n.hard * *back, f[i]));
+                    vec gu = onto * slope(&n, u[i]) + (*back - only(n.hard * *back, f[i]));
+                    if (share) gu = only(gu, there); /* other steps' images are in the other lanes */
                     const vec gx = n.gain * gu;
                     *back = n.decay * gu;
                     if (learn && t > 0) {
@@ -227,18 +240,21 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int together, co
                         sums.decay += gu * (u[before] - only(n.hard * u[before] + n.amount, f[before]));
                     }
                     if (leaks) /* the current, of which the decay leaves 1 - decay */
-                        sums.decay -= gu * current(r, &k, terms, at, WITHIN(added, repeat ? 0 : t, p, w), y);
+                        sums.decay -= gu * current(r, &k, terms, at, WITHIN(added, repeat ? 0 : t, p, w), lane_in);
                     if (repeat) {
                         all[p * here + j] += gx;
-                    } else {
-                        r->gx[at] = gx;
-                        add_to(&sums, r, &k, terms, at, gx);
+                        continue;
                     }
+                    add_to(&sums, r, &k, terms, at, lane, gx);
+                    const int opens = t == steps - 1 || !((t + 1) & ((1 << share) - 1)); /* its block, seen from behind */
+                    if (!share) r->gx[at] = gx;
+                    else if (opens) r->gx[at] = turned(gx, -lane);
+                    else r->gx[at] += turned(gx, -lane);
                 }
         for (int i = 0; i < pixels * here && repeat; i++) {
             const int64_t at = WITHIN(in, 0, i / here, from + i % here);
             r->gx[at] = all[i];
-            add_to(&sums, r, &k, terms, at, all[i]);
+            add_to(&sums, r, &k, terms, at, 0, all[i]);
         }
     }
     *to = sums;
@@ -251,18 +267,20 @@ INLINE void unfire(const run *r, const int high, int64_t b, int64_t h, int64_t c
     vec *u = scratch;
     uint16_t *f = (uint16_t *)(u + s->steps * high * high * TOGETHER);
     const int usual = s->terms == 1 && !s->repeat && !s->learn;
-    if (usual && s->steps == 2) {
+    if (usual && !s->share && s->steps == 2) {
         vec few[2 * 4];
         uint16_t fired[2 * 4];
-        unfire_run(r, 2, 1, high, 1, 0, 0, b, h, c, few, fired, sums);
-    } else if (usual && s->steps == 4) {
+        unfire_run(r, 2, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
+    } else if (usual && !s->share && s->steps == 4) {
         vec few[4 * 4];
         uint16_t fired[4 * 4];
-        unfire_run(r, 4, 1, high, 1, 0, 0, b, h, c, few, fired, sums);
+        unfire_run(r, 4, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
+    } else if (usual && !s->share) {
+        unfire_run(r, s->steps, TOGETHER, high, 1, 0, 0, 0, b, h, c, u, f, sums);
     } else if (usual) {
-        unfire_run(r, s->steps, TOGETHER, high, 1, 0, 0, b, h, c, u, f, sums);
+        unfire_run(r, s->steps, TOGETHER, high, 1, s->share, 0, 0, b, h, c, u, f, sums);
     } else {
-        unfire_run(r, s->steps, TOGETHER, high, s->terms, s->repeat, s->learn, b, h, c, u, f, sums);
+        unfire_run(r, s->steps, TOGETHER, high, s->terms, s->share, s->repeat, s->learn, b, h, c, u, f, sums);
     }
 }
 
@@ -276,8 +294,8 @@ INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
         for (int64_t c = 0; c < C; c++) {
             const int64_t b = unit / lines, h = unit % lines * high;
             if (!r->grad) {
-                if (s->terms == 1) fire_run(r, high, 1, b, h, c);
-                else fire_run(r, high, s->terms, b, h, c);
+                if (s->terms == 1 && !s->share) fire_run(r, high, 1, 0, b, h, c);
+                else fire_run(r, high, s->terms, s->share, b, h, c);
                 continue;
             }
             run_sums sums = {splat(0), {splat(0), splat(0)}, splat(0)};

@@ -41,6 +41,11 @@ INLINE uint16_t at_least(vec a, real x) {
     return (uint16_t)_mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(x), _CMP_GE_OQ);
 }
 INLINE vec multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+/* Lane i of the result is lane i + by, and behind the last lane comes the first. */
+INLINE vec turned(vec a, int by) {
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return (vec)_mm512_permutexvar_ps((__m512i)(lane + by), (__m512)a);
+}
 #else
 enum { POSITIONS = 4 };
 INLINE ivec members(uint16_t set) {
@@ -58,6 +63,11 @@ INLINE uint16_t at_least(vec a, real x) {
     return (uint16_t)set;
 }
 INLINE vec multiply_add(vec a, vec b, vec c) { return a * b + c; }
+INLINE vec turned(vec a, int by) {
+    vec to;
+    for (int i = 0; i < LANES; i++) to[i] = a[(i + by) & (LANES - 1)];
+    return to;
+}
 #endif
 
 INLINE vec magnitude(vec a) {

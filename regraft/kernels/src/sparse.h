@@ -1,8 +1,9 @@
 /* Layers over existing connections, on blocks of 16 images.
  *
  * Layouts: reals `[blocks, H, C, W, 16 images]`, 64-byte aligned. Spikes `[blocks, H + 2 halo, C, W + 2 halo]`, one
- * 16-bit set of images each, the halo empty, and 8 rows and 64 sets behind the end, which tiles may read. Blocks are those of the first time step,
- * then of the second, ...; a step's last block may hold fewer images, and what stands in its other lanes is 0.
+ * 16-bit set of images each, the halo empty, and 8 rows and 64 sets behind the end, which tiles may read. Blocks are
+ * those of the first time step, then of the second, ...; a step's last block may hold fewer images, and what stands in
+ * its other lanes is 0. Where a step has 8, 4, 2 or 1 images, blocks hold several steps instead, behind each other.
  */
 #ifndef REGRAFT_SPARSE_H
 #define REGRAFT_SPARSE_H
@@ -37,6 +38,7 @@ typedef struct {
 
 typedef struct {
     int64_t steps, per_step, lanes, channels, height, width, halo; /* of the inputs; halo: of the spikes */
+    int32_t share; /* 2^share steps share a block, `lanes` images each; per_step is 1 then */
     int32_t repeat, pool, terms; /* terms: 1, 2, or 3 where the second is spikes, with the same halo */
     int32_t surrogate, hard, detach, learn, threads;
     double decay, gain, threshold, amount, shape;
