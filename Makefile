@@ -37,6 +37,9 @@ bench: $(VENV)/.ready peers
 	$(BIN)/python benchmarks/train_step.py --json results/train_step.json
 	$(BIN)/python benchmarks/profile.py --json results/profile.json
 	$(BIN)/python benchmarks/sparse_step.py --json results/sparse_step.json
+	$(BIN)/python docs/speed.py results/sparse_step.json docs/speed.svg
+	$(BIN)/python benchmarks/memory.py --json results/memory.json
+	$(BIN)/python benchmarks/end_to_end.py digits --seeds 0 1 2 3 4 --ways plain dense sparse --json results/end_to_end/digits.json
 	$(BIN)/python benchmarks/rewiring_cost.py --json results/rewiring_cost.json
 	$(BIN)/python benchmarks/synops_vs_peers.py --json results/synops_vs_peers.json
 	$(BIN)/python benchmarks/two_processes.py --json results/two_processes.json

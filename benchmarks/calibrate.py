@@ -4,14 +4,16 @@
 
 Three layers of equal width, convolutions with normalisation and neuron or linear ones with a neuron, take a whole
 training step: dense in fp32, dense in bf16 where the processor multiplies in it, and over connections at several
-densities, in interleaved rounds on one thread. A boundary lies where the medians of two densities straddle the dense one, in between on logarithms. `--write`
-puts the table into the package under the name of an instruction set (`avx512`, `avx2`, `portable`). Narrower ones than
-the processor's own: `REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py --write avx2`.
+densities, in interleaved rounds on one thread. A boundary lies where the medians of two densities straddle the dense
+one, in between on logarithms. `--write` puts the table into the package under the name of an instruction set
+(`avx512`, `avx2`, `portable`). Narrower ones than the processor's own:
+`REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py --write avx2`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -61,7 +63,9 @@ def main() -> None:
         "linear": [measured(units, linears(units), rounds) for units in UNITS],
     }
     boundaries = {
-        f"{kind} {key}": [(row["size"], row["boundary"][key]) for row in rows[kind]] for kind in KINDS for key in ARITHMETICS
+        f"{kind} {key}": [(row["size"], row["boundary"][key]) for row in rows[kind]]
+        for kind in KINDS
+        for key in ARITHMETICS
     }
     features = sorted(processor_flags() & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve"})
     table = Calibration(f"{processor()}; kernels for {instruction_set()}; {' '.join(features)}", boundaries)
@@ -88,7 +92,13 @@ def measured(size: int, make: Callable[[], tuple[nn.Module, Tensor]], rounds: in
     median = {name: statistics.median(values) for name, values in times.items()}
     over = [(density, median[f"{density:g}"]) for density in densities]
     found = {key: crossing(over, median[key]) for key in ARITHMETICS}
-    print(f"{size:5}:", ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in median.items()), "ms;", found, flush=True)
+    print(
+        f"{size:5}:",
+        ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in median.items()),
+        "ms;",
+        found,
+        flush=True,
+    )
     return {"size": size, "s": median, "boundary": found}
 
 
@@ -96,7 +106,7 @@ def crossing(over: list[tuple[float, float]], dense: float) -> float:
     """The density at which connections take as long as the dense layer; `over`: density and seconds, falling."""
     if over[0][1] <= dense:
         return over[0][0]
-    for (high, slow), (low, fast) in zip(over, over[1:], strict=False):
+    for (high, slow), (low, fast) in itertools.pairwise(over):
         if fast <= dense < slow:
             share = math.log(dense / fast) / math.log(slow / fast)
             return round(low * (high / low) ** share, 3)
@@ -129,9 +139,7 @@ def linears(units: int) -> Callable[[], tuple[nn.Module, Tensor]]:
     return make
 
 
-def stepping(
-    make: Callable[[], tuple[nn.Module, Tensor]], density: float | None, *, bf16: bool
-) -> Callable[[], float]:
+def stepping(make: Callable[[], tuple[nn.Module, Tensor]], density: float | None, *, bf16: bool) -> Callable[[], float]:
     """A training step of a network; returns its seconds of the processor."""
     torch.manual_seed(0)
     model, x = make()

@@ -84,7 +84,9 @@ def _read(tree: object) -> Calibration:
     for key, points in tree["boundaries"].items():
         pairs = tuple((float(size), float(density)) for size, density in points)
         sizes = [size for size, _ in pairs]
-        if sizes != sorted(set(sizes)) or any(not (0 < size < math.inf and 0 <= density <= 1) for size, density in pairs):
+        if sizes != sorted(set(sizes)) or any(
+            not (0 < size < math.inf and 0 <= density <= 1) for size, density in pairs
+        ):
             raise ValueError(f"no ascending sizes with densities: {pairs}")
         boundaries[str(key)] = pairs
     return Calibration(str(tree["processor"]), boundaries)

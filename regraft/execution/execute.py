@@ -20,9 +20,7 @@ from regraft.execution.wiring import Wiring
 from regraft.structure import Topology
 
 
-def execute(
-    model: nn.Module, topology: Topology | None = None, calibration: Calibration | None = None
-) -> Execution:
+def execute(model: nn.Module, topology: Topology | None = None, calibration: Calibration | None = None) -> Execution:
     """Let a spiking network compute faster: normalisation, neuron and 2x2 pooling in one pass over all time steps.
 
     With a `topology`, layers that are sparse enough go over their existing connections alone, and what lies

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from regraft.errors import StructureError, UsageError
 from regraft.structure import allocation as alloc
 from regraft.structure import optimizer as opt
+from regraft.structure.absent import clear
 from regraft.structure.birth import GivenWeights, first_mask, row_counts
 from regraft.structure.blocks import Block, blocks, gather, scatter
 from regraft.structure.events import Event, table
@@ -225,7 +226,7 @@ class Topology:
                 continue
             if due and name not in self._dense:
                 self._memory.note(name, p.grad, self._masks[name])
-            p.grad.masked_fill_(~self._masks[name], 0)
+            clear(p.grad, self._masks[name])
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs: masks, position, accumulators, events. Random choices follow from (seed, step)."""
@@ -285,7 +286,7 @@ class Topology:
             if self.birth == "rescale":
                 share = mask.float().mean(dim=1).clamp_min(1 / rows.shape[1])
                 p.mul_(share.rsqrt().to(p.dtype).reshape(-1, *[1] * (p.ndim - 1)))
-            p.masked_fill_(~self._masks[name], 0)
+            clear(p, self._masks[name])
             self._given.mark(name, p)
 
     def _warn_of_nearest_density(self) -> None:
@@ -358,14 +359,14 @@ class Topology:
         """Exact zeros at absent connections, in the weights and in all that the optimiser keeps."""
         with torch.no_grad():
             for name, p in self._parameters.items():
-                absent = ~self._masks[name]
+                mask = self._masks[name]
                 untouched = self._given.untouched(name, p)
-                p.masked_fill_(absent, 0)
+                clear(p, mask)
                 if untouched:
                     self._given.mark(name, p)
                 for optimizer in self._optimizers:
                     for value in opt.shaped_state(optimizer, name, p).values():
-                        value.masked_fill_(absent, 0)
+                        clear(value, mask)
 
     # --- events -----------------------------------------------------------------------------------------------------
 

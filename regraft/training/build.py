@@ -26,12 +26,12 @@ from regraft.distill import (
 )
 from regraft.errors import RegraftError, ShapeError, UsageError
 from regraft.execution import Calibration, Execution, execute, keep_pages, shipped
+from regraft.kernels.processor import fast_bf16
 from regraft.models import build
 from regraft.names import check_call, lookup
 from regraft.neurons import IF, LIF, PLIF
 from regraft.neurons.surrogate import SURROGATES
 from regraft.structure import PRESETS, Rule, Scope, Topology, preset
-from regraft.kernels.processor import fast_bf16
 from regraft.training.recipe import DistillSettings, Recipe, override
 
 Precision = Literal["fp32", "bf16"]

@@ -20,11 +20,11 @@ from regraft.execution import shipped
 from regraft.execution.calibration import boundary
 from regraft.execution.engines import engine
 from regraft.kernels.library import instruction_set, library
+from regraft.kernels.processor import fast_bf16, processor, processor_flags
 from regraft.training.build import arithmetic, assemble
 from regraft.training.pool import usable_cores
 from regraft.training.recipe import DistillSettings
 from regraft.training.study import load_study
-from regraft.kernels.processor import fast_bf16, processor, processor_flags
 
 EXTRAS = {
     "digits": "the data set digits, and with it `regraft train digits`",

@@ -17,6 +17,7 @@ from regraft.distill import cross_entropy, over_time
 from regraft.errors import SilentLayerWarning, UsageError
 from regraft.metrics import neuron_modules
 from regraft.metrics.observe import observing
+from regraft.training.ranks import weighted
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -50,6 +51,16 @@ def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = No
     if not samples:
         raise UsageError("evaluate() got no samples: the loader is empty")
     return Evaluation(loss / samples, right / samples, int(samples), {k: s / max(1, n) for k, (s, n) in totals.items()})
+
+
+def combined(found: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of several, each on its own samples."""
+    if len(found) == 1:
+        return found[0]
+    samples = [one.samples for one in found]
+    rates = {name: weighted([one.rates[name] for one in found], samples) for name in found[0].rates}
+    loss, accuracy = (weighted([getattr(one, key) for one in found], samples) for key in ("loss", "accuracy"))
+    return Evaluation(loss, accuracy, sum(samples), rates)
 
 
 def _on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

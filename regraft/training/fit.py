@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -13,19 +12,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regraft.data import Augmentation, plain_batches, training_batches
-from regraft.distill import NetworkTeacher, Remembered, over_time
+from regraft.distill import NetworkTeacher, Remembered
 from regraft.errors import Interrupted, RunError, TrainingError
 from regraft.execution import described, execute, restored
+from regraft.training import records
 from regraft.training.build import Parts, arithmetic, assemble, augmentation_of, check, device_of, teacher_recipe
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import newest_checkpoint, read_manifest, save_checkpoint
-from regraft.training.evaluate import Evaluation, evaluate, reestimate, warn_of_silence
+from regraft.training.clock import Clock
+from regraft.training.evaluate import Evaluation, combined, evaluate, reestimate, warn_of_silence
 from regraft.training.load import load, save
-from regraft.training.ranks import Ranks, joined, weighted
+from regraft.training.ranks import Ranks, joined
 from regraft.training.recipe import Recipe
 from regraft.training.result import finish, trained_teacher
 from regraft.training.run import RunFolder, finished, frames, held, refuse_another, refuse_finished, refuse_unfinished
@@ -103,8 +103,8 @@ class _Training:
         self.epochs = recipe.training.stop or recipe.training.epochs
         self.at = Position()
         self.valid: Evaluation | None = None
-        self._sums = _Sums()
-        self._clock = _Clock(save_every)
+        self._sums = records.Sums()
+        self._clock = Clock(save_every)
         self._saved = -1  # step of the last checkpoint
         self._over: set[str] | None = None  # layers that go over their connections, once that is known
         self._augment = augmentation_of(recipe, parts.data)
@@ -124,7 +124,7 @@ class _Training:
             first = next(iter(parts.topology.masks))
             run.born(first, parts.model.get_parameter(first))
             run.map(0, dict(parts.topology.masks))
-            self._log(_birth(parts))
+            self._log(records.birth(parts))
         else:
             if checkpoint[1].get("recipe_hash") != self.recipe.hash:
                 raise RunError(
@@ -163,7 +163,7 @@ class _Training:
         at, rows = self.at, self._sums.rows
         batches = self.parts.steps // self.recipe.training.epochs
         shape = (0, 0) if rows is None else tuple(rows.shape)
-        expected = (at.index, len(_Sums.NAMES)) if at.index else (0, 0)
+        expected = (at.index, len(records.Sums.NAMES)) if at.index else (0, 0)
         if at.epoch > self.epochs or at.step != (at.epoch - 1) * batches + at.index or not at.index <= batches:
             raise RunError(f"the checkpoint does not fit this recipe: step {at.step} is not in epoch {at.epoch}")
         if shape != expected:
@@ -188,7 +188,7 @@ class _Training:
                 criterion.update(parts.model, at.step)
                 self._sums.add(loss, logits, y, criterion.parts)
                 if topology.events and topology.events[-1].step == at.step:
-                    self._log(_event(parts, self._born))
+                    self._log(records.event(parts, self._born))
                     if at.step in self._frames:
                         self.run.map(at.step, dict(topology.masks))
                 if stopping or due:
@@ -221,7 +221,7 @@ class _Training:
         self.valid = self._validate()
         if self.valid and not math.isfinite(self.valid.loss):
             raise self._diverged(self.valid.loss, f"the validation after epoch {at.epoch}")
-        self._log(_epoch(at, parts, self._sums.means(ranks), self.valid))
+        self._log(records.epoch(at, parts, self._sums.means(ranks), self.valid))
         if ranks.first:
             at.silent = warn_of_silence(self.valid, at.silent)
         manifest = {"epoch": at.epoch, "step": at.step, "steps": parts.steps, "recipe_hash": recipe.hash}
@@ -234,7 +234,7 @@ class _Training:
             save(self.run.path / f"{name}.safetensors", parts.model, parts.topology, manifest)
         at.best = reached if chosen else at.best
         self.run.write_maps()
-        self._sums = _Sums()
+        self._sums = records.Sums()
         at.epoch, at.index = at.epoch + 1, 0
 
     def finish(self, teacher_run: Path | None, command: str | None) -> dict[str, Any]:
@@ -333,105 +333,3 @@ def _with_teacher(
     teacher = taught_by.model.to(device_of(recipe))
     execute(teacher, taught_by.topology)
     return assemble(recipe, teacher), Path(teacher_run)
-
-
-def combined(found: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of several, each on its own samples."""
-    if len(found) == 1:
-        return found[0]
-    samples = [one.samples for one in found]
-    rates = {name: weighted([one.rates[name] for one in found], samples) for name in found[0].rates}
-    loss, accuracy = (weighted([getattr(one, key) for one in found], samples) for key in ("loss", "accuracy"))
-    return Evaluation(loss, accuracy, sum(samples), rates)
-
-
-class _Clock:
-    """Seconds spent inside `with clock:`, and whether `save_every` of them have passed since the last save."""
-
-    def __init__(self, save_every: float) -> None:
-        self._save_every = save_every
-        self._done = self._waited = 0.0
-        self._start: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self._done + (0.0 if self._start is None else time.perf_counter() - self._start)
-
-    @seconds.setter
-    def seconds(self, done: float) -> None:
-        self._done = self._waited = done
-
-    @property
-    def due(self) -> bool:
-        return self.seconds - self._waited >= self._save_every
-
-    def begin_wait(self) -> None:
-        self._waited = self.seconds
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._done, self._start = self.seconds, None
-
-
-class _Sums:
-    """Means over the batches of an epoch, kept on the device until asked for: one row a batch."""
-
-    NAMES = ("loss", "accuracy", "label_loss", "distill_loss")
-
-    def __init__(self) -> None:
-        self._values: list[Tensor] = []
-
-    @property
-    def rows(self) -> Tensor | None:
-        return torch.stack([row.cpu() for row in self._values]) if self._values else None
-
-    @rows.setter
-    def rows(self, rows: Tensor | None) -> None:
-        self._values = [] if rows is None else list(rows)
-
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor, parts: dict[str, Tensor]) -> None:
-        right = (over_time(logits.detach(), "mean").argmax(dim=1) == y).float().mean()
-        self._values.append(torch.stack([loss.detach(), right, parts["label"], parts["distill"]]).float())
-
-    def means(self, ranks: Ranks) -> dict[str, float]:
-        own = torch.stack([row.cpu() for row in self._values]).mean(dim=0)
-        return dict(zip(self.NAMES, torch.stack(ranks.gather(own)).mean(dim=0).tolist(), strict=True))
-
-
-def _birth(parts: Parts) -> dict[str, Any]:
-    topology = parts.topology
-    layers = {
-        name: {"connections": int(m.sum()), "of": m.numel(), "shape": list(m.shape)}
-        for name, m in topology.masks.items()
-    }
-    density = topology.connections / topology.possible
-    return {
-        "kind": "birth",
-        "step": 0,
-        "steps": parts.steps,
-        "layers": layers,
-        "density": density,
-        "mask_hash": topology.mask_hash,
-    }
-
-
-def _event(parts: Parts, born: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The event, and how many of the first connections are still there."""
-    masks, event = parts.topology.masks, parts.topology.events[-1]
-    alive = sum(int((first & masks[name]).sum()) for name, first in born.items())
-    return {"kind": "event", **event.__dict__, "survival": alive / sum(int(first.sum()) for first in born.values())}
-
-
-def _epoch(at: Position, parts: Parts, train: dict[str, float], valid: Evaluation | None) -> dict[str, Any]:
-    return {
-        "kind": "epoch",
-        "epoch": at.epoch,
-        "step": at.step,
-        "seconds": round(at.seconds, 3),
-        "lr": parts.schedule.get_last_lr()[0],
-        "train": {**train, "distill_loss": train["distill_loss"] if parts.criterion.teacher else None},
-        "valid": {"loss": valid.loss, "accuracy": valid.accuracy} if valid else None,
-        "rates": valid.rates if valid else {},
-    }

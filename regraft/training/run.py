@@ -23,10 +23,10 @@ from torch import Tensor
 
 import regraft
 from regraft.errors import RunError, UsageError
+from regraft.kernels.processor import fast_bf16, processor, processor_flags
 from regraft.training.checkpoint import FOLDER as CHECKPOINTS
 from regraft.training.checkpoint import has_checkpoint
 from regraft.training.files import remove_temporaries, write_bytes, write_json
-from regraft.kernels.processor import fast_bf16, processor, processor_flags
 from regraft.training.recipe import Recipe, differences, load_recipe, write_yaml
 
 LOCK = ".lock"

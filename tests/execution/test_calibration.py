@@ -89,7 +89,11 @@ def test_the_shipped_tables_are_tables(monkeypatch):
 def test_the_choice_follows_the_table_and_the_arithmetic():
     net = nn.Sequential(LIF(steps=2), nn.Conv2d(8, 8, 3, padding=1, bias=False), LIF(steps=2))
     topology = regraft.Topology(net, 0.3, "static")
-    execution = execute(net, topology, Calibration("fp32 at a third", {"convolution fp32": ((9, 0.35),), "convolution bf16": ((9, 0.25),)}))
+    execution = execute(
+        net,
+        topology,
+        Calibration("fp32 at a third", {"convolution fp32": ((9, 0.35),), "convolution bf16": ((9, 0.25),)}),
+    )
 
     def why(bf16: bool = False, images: int = 16) -> str:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

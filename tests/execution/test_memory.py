@@ -45,7 +45,8 @@ model = vgg16(classes=10, widths=[[8, 8], [16]], steps=2, size=16)
 topology = regraft.Topology(model, 0.2, "rigl", steps=2000, every=10)
 optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
 topology.attach(optimizer)
-over = regraft.execute(model, topology, Calibration("", {f"{kind} fp32": ((1, 1),) for kind in ("convolution", "linear")}))
+always = Calibration("always", {f"{kind} fp32": ((1, 1),) for kind in ("convolution", "linear")})
+over = regraft.execute(model, topology, always)
 x, y = torch.randn(16, 3, 16, 16), torch.randint(0, 10, (16,))
 kept = []
 for step in range(1200):

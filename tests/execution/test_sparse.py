@@ -27,7 +27,9 @@ from regraft.neurons.spiking import spiking
 
 pytestmark = pytest.mark.skipif(engine("cpu") is None, reason="the kernels were not built: a C compiler is missing")
 F64 = torch.float64
-WINS = Calibration("whatever is sparser than the share of filled lanes", {"convolution fp32": ((1, 1.0),), "linear fp32": ((1, 1.0),)})
+WINS = Calibration(
+    "whatever is sparser than the share of filled lanes", {"convolution fp32": ((1, 1.0),), "linear fp32": ((1, 1.0),)}
+)
 
 
 def spikes_of(x: torch.Tensor, steps: int, halo: int) -> Spikes:

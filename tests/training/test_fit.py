@@ -73,7 +73,9 @@ def test_the_log_begins_with_the_birth_and_has_one_record_an_epoch(trained):
         assert record["train"]["distill_loss"] is None
         assert 0 <= record["valid"]["accuracy"] <= 1
         assert record["rates"].keys() == trained.result["rates"].keys()
-    assert [{"run": "tiny", **record} for record in trained.log] == [record for record in trained.watched if record["kind"] != "paths"]
+    assert [{"run": "tiny", **record} for record in trained.log] == [
+        record for record in trained.watched if record["kind"] != "paths"
+    ]
 
 
 def test_every_event_is_logged_as_it_was(trained):

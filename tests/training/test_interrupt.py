@@ -170,9 +170,9 @@ def test_a_finished_run_keeps_nothing_for_a_resume_however_it_ended(tiny, tmp_pa
 
 def test_sums_of_an_epoch_may_lie_on_two_devices():
     """After a resume those of before are on the CPU, those that follow where the network is."""
-    from regraft.training.fit import _Sums
+    from regraft.training.records import Sums
 
-    sums = _Sums()
+    sums = Sums()
     sums._values = [torch.zeros(4), torch.zeros(4, device="meta")]
     with pytest.raises(NotImplementedError, match="meta"):  # `cpu()` was asked of each: this device has no values
         _ = sums.rows
