@@ -36,7 +36,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[s
     """
     data = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     new = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **manifest}
-    new["digest"] = _digest(new)
+    new["digest"] = digest(new)
     before = _valid_manifest(path)
     write_json(path.with_suffix(".json"), new if before is None else {**new, "before": before})
     write_bytes(path, data)
@@ -60,7 +60,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest that belongs to the tensors in `path`; they have its sha256. Raises as `read_tensors` does."""
     beside = path.with_suffix(".json")
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
         manifest = json.loads(beside.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"cannot read {error.filename}: {error.strerror}") from None
@@ -69,18 +69,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise RunError(f"{beside} is damaged: it is no manifest")
     before = manifest.get("before")
-    if manifest.get("sha256") != digest and isinstance(before, dict) and before.get("sha256") == digest:
+    if manifest.get("sha256") != found and isinstance(before, dict) and before.get("sha256") == found:
         manifest = before  # a crash came between the two files
     if manifest.get("format") != FORMAT:
         raise RunError(f"{path} has format {manifest.get('format')!r}; this version of regraft reads format {FORMAT}")
-    if manifest.get("sha256") != digest:
+    if manifest.get("sha256") != found:
         raise RunError(f"{path} is damaged: its sha256 is not the one in {beside.name}")
-    if manifest.get("digest") != _digest(manifest):
+    if manifest.get("digest") != digest(manifest):
         raise RunError(f"{beside} is damaged: its digest is not that of what it says")
     return manifest
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def digest(manifest: Mapping[str, Any]) -> str:
     """sha256 over what a manifest says, as it is when it has been read again."""
     said = json.loads(json.dumps({key: v for key, v in manifest.items() if key not in ("digest", "before")}))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

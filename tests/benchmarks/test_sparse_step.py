@@ -83,8 +83,11 @@ def test_losses_are_of_the_masks_asked_for():
 
 
 def test_each_layer_says_its_density_and_its_path():
-    at = {(density, allocation): masked("sparse", density, allocation).layers() for density, allocation in
-          [(0.1, "uniform"), (0.5, "uniform"), (0.2, "erk")]}  # fmt: skip
+    at = {}
+    for density, allocation in [(0.1, "uniform"), (0.5, "uniform"), (0.2, "erk")]:
+        task = masked("sparse", density, allocation)
+        task.step()
+        at[density, allocation] = task.layers()
     paths = {key: [layer["path"] for layer in layers.values()] for key, layers in at.items()}
     assert paths[0.1, "uniform"] == ["dense", *["sparse"] * 5, "dense"]
     assert paths[0.5, "uniform"] == ["dense"] * 7

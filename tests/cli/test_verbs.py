@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from regraft.training import load_recipe
+from regraft.training.checkpoint import digest
 
 
 def result(folder):
@@ -52,8 +53,8 @@ def test_eval_of_a_run_from_a_gpu_works_without_one(regraft, here, monkeypatch):
     tree["training"]["device"] = "cuda"
     (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
     manifest = json.loads((run / "last.json").read_text())
-    del manifest["digest"]
-    (run / "last.json").write_text(json.dumps({**manifest, "recipe_hash": load_recipe(run / "recipe.yaml").hash}))
+    manifest["recipe_hash"] = load_recipe(run / "recipe.yaml").hash
+    (run / "last.json").write_text(json.dumps({**manifest, "digest": digest(manifest)}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert regraft("eval runs/tiny").code == 0
 

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from regraft.data import plain_batches
 from regraft.errors import RunError
+from regraft.training.checkpoint import digest
 from regraft.training.evaluate import evaluate
 from regraft.training.load import load
 from regraft.training.recipe import load_recipe
@@ -96,8 +97,9 @@ def without(tensors, name):
 
 def edit(folder, **changes):
     path = folder / "last.json"
-    manifest = {**json.loads(path.read_text()), "digest": ..., **changes}  # its digest would tell of any change
-    path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not ...}))
+    manifest = {**json.loads(path.read_text()), **changes}
+    manifest = {key: value for key, value in manifest.items() if value is not ...}
+    path.write_text(json.dumps({**manifest, "digest": digest(manifest)}))
 
 
 def recipe(folder, section, **changes):
