@@ -112,6 +112,7 @@ DRUM = Path(0.12, 0.4, height=0.3)
 STRUM = Path(-0.15, 0.65, width=0.1, height=0.22, kx=2, ky=2)
 NECK = Path(0.7, 0.1, width=0.1, height=0.04)
 RAISE = Path(0.45, 0.0, width=0.1, height=0.6, kx=2)
+BACKWARDS = (replace(ROLL, width=-ROLL.width), replace(ROLL, height=-ROLL.height))
 
 # The two hands, right one first; a clip takes one of the variants. A half cycle apart: the other sign.
 GESTURES: dict[str, tuple[tuple[Path, Path], ...]] = {
@@ -125,13 +126,8 @@ GESTURES: dict[str, tuple[tuple[Path, Path], ...]] = {
     "arm roll": ((ROLL, replace(ROLL, width=-ROLL.width, height=-ROLL.height)),),
     "air drums": ((DRUM, replace(DRUM, height=-DRUM.height)),),
     "air guitar": ((STRUM, NECK), (NECK, STRUM)),
-    # The last one is the arm roll backwards: only the order of time tells.
-    "other gestures": (
-        (ROUND, ROUND),
-        (BACK, BACK),
-        (RAISE, RAISE),
-        (replace(ROLL, width=-ROLL.width), replace(ROLL, height=-ROLL.height)),
-    ),
+    # Every second one is the arm roll backwards: there, only the order of time tells.
+    "other gestures": ((ROUND, ROUND), (RAISE, RAISE), BACKWARDS, BACKWARDS),
 }
 
 

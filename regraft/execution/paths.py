@@ -126,6 +126,8 @@ class Paths:
         density = wired.density(self._wiring)
         if density <= below and below:
             return ""
+        if not below:
+            return f"{arithmetic} products of its size are faster at any density"
         return f"density {density:.3g} is above {below:.3g}, where {arithmetic} products are faster"
 
     def _wanted(self, slot: int, x: Tensor | Current | Spikes, neuron: LIF) -> bool:

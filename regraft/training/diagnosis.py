@@ -66,11 +66,14 @@ def layers(source: str | Path) -> list[Finding]:
     for arm, recipe in load_study(source).arms.items():
         alone = replace(recipe, distill=DistillSettings())
         parts = assemble(alone)
+        if parts.topology.connections == parts.topology.possible:
+            found.append(Finding("layers", arm, "all connections exist: dense products"))
+            continue
         x, _ = next(iter(training_batches(parts.data.train, recipe.data.batch, seed=0, epoch=1, augment=None)))
         with torch.no_grad(), arithmetic(x.device, parts.precision):
             parts.model(x)
         for name, why in parts.execution.choices.items():
-            found.append(Finding(f"{arm} arm", name, f"dense: {why}" if why else "over connections, in fp32"))
+            found.append(Finding("layers", f"{arm}: {name}", f"dense: {why}" if why else "over connections, in fp32"))
     return found
 
 
@@ -199,8 +202,10 @@ def _connections() -> Iterator[Finding]:
     sizes |= {f"linear, {units} units": ("linear", units) for units in (128, 512)}
     for name, (kind, size) in sizes.items():
         known = [arithmetic for arithmetic in ("fp32", "bf16") if table.boundaries.get(f"{kind} {arithmetic}")]
-        below = [f"{boundary(table, kind, arithmetic, size):.0%} ({arithmetic})" for arithmetic in known]
-        yield Finding("density", name, f"over connections below {', '.join(below) or 'no density'}")
+        below = {arithmetic: boundary(table, kind, arithmetic, size) for arithmetic in known}
+        said = [f"{density:.0%} ({arithmetic})" for arithmetic, density in below.items() if density]
+        value = f"over connections below {', '.join(said)}" if said else "dense products are faster"
+        yield Finding("density", name, value)
 
 
 def _extras() -> Iterator[Finding]:

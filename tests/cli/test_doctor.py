@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import metadata
 
 import pytest
@@ -186,3 +187,35 @@ def test_whether_bf16_is_worth_it_compares_the_best_of_each():
         Speed("matmul", "fp32", 1, 99.0),
     ]
     assert bf16_gain(found) == 1.5
+
+
+STUDY = """\
+name: layers
+data: {name: standin, batch: 16}
+model: {steps: 2, options: {widths: [[16], [16]], hidden: 8}}
+topology: {density: 0.2, rule: static}
+training: {precision: fp32}
+arms:
+  dense: {topology: {density: 1.0}}
+  sparse: {}
+"""
+
+
+@pytest.mark.skipif(not library(), reason="the kernels were not built: a C compiler is missing")
+def test_with_a_recipe_it_says_how_each_layer_is_computed(regraft, here, files):
+    (here / "layers.yaml").write_text(STUDY)
+    before = files()
+    said = regraft("doctor layers.yaml")
+    assert said.code == 0, said.out
+    rows = dict(re.split(r"\s{2,}", line)[1:] for line in said.out.splitlines() if line.startswith("layers "))
+    assert rows.pop("dense") == "all connections exist: dense products"
+    assert rows["sparse: features.4.weight"] == "over connections, in fp32"
+    assert rows["sparse: classifier.2.weight"] == "dense: fp32 products of its size are faster at any density"
+    assert len(rows) == 4
+    assert files() == before
+
+
+def test_an_unknown_recipe_is_told(regraft):
+    said = regraft("doctor digts")
+    assert said.code == 2
+    assert "digits" in said.message
