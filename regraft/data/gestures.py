@@ -107,7 +107,7 @@ WAVE = Path(0.4, -0.5, width=0.4, height=0.08, ky=2, lag=np.pi / 2)
 ROUND = Path(0.42, -0.05, width=0.55, height=0.55)
 BACK = replace(ROUND, height=-ROUND.height)
 CLAP = Path(-0.02, 0.25, width=0.32)
-ROLL = Path(-0.2, 0.4, width=0.12, height=0.32)
+ROLL = Path(-0.05, 0.3, width=0.3, height=0.42)
 DRUM = Path(0.12, 0.4, height=0.3)
 STRUM = Path(-0.15, 0.65, width=0.1, height=0.22, kx=2, ky=2)
 NECK = Path(0.7, 0.1, width=0.1, height=0.04)
@@ -126,7 +126,7 @@ GESTURES: dict[str, tuple[tuple[Path, Path], ...]] = {
     "arm roll": ((ROLL, replace(ROLL, width=-ROLL.width, height=-ROLL.height)),),
     "air drums": ((DRUM, replace(DRUM, height=-DRUM.height)),),
     "air guitar": ((STRUM, NECK), (NECK, STRUM)),
-    # Every second one is the arm roll backwards: there, only the order of time tells.
+    # Every second one is the arm roll backwards: only the order of time tells them apart.
     "other gestures": ((ROUND, ROUND), (RAISE, RAISE), BACKWARDS, BACKWARDS),
 }
 
