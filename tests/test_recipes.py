@@ -68,4 +68,6 @@ def test_committed_results_belong_to_the_shipped_recipe(name):
     found = {json.loads(path.read_text())["recipe_hash"] for path in folder.glob("*/seed-*/result.json")}
     seeds = {int(path.name.removeprefix("seed-")) for path in folder.glob("*/seed-*")}
     studies = [with_teachers(load_study(name, {"seed": seed})) for seed in seeds if seed < TEACHER_SEED]
-    assert found == {recipe.hash for study in studies for recipe in study.arms.values()}
+    shipped = {recipe.hash for study in studies for recipe in study.arms.values()}
+    assert found <= shipped
+    assert found == shipped or not (folder / "verdicts.md").exists(), "verdicts are over all arms and seeds"
