@@ -41,6 +41,7 @@ class Sums:
 
 
 def birth(parts: Parts) -> dict[str, Any]:
+    """The first wiring."""
     topology = parts.topology
     layers = {
         name: {"connections": int(m.sum()), "of": m.numel(), "shape": list(m.shape)}
@@ -65,6 +66,7 @@ def event(parts: Parts, born: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def epoch(at: Position, parts: Parts, train: dict[str, float], valid: Evaluation | None) -> dict[str, Any]:
+    """What an epoch reached."""
     return {
         "kind": "epoch",
         "epoch": at.epoch,
