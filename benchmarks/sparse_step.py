@@ -488,7 +488,7 @@ def measure_steps(plan: Plan, *, parts: bool) -> dict[str, Any]:
 
 def measure_rewiring(plan: Plan) -> dict[str, Any]:
     """Rows of what an event adds, growing by gradient (RigL) and at random (SET)."""
-    known = {f"{rule}-{ours(density)}": (rule, density) for density in plan.few for rule in ("rigl", "set")}
+    known = {f"{rule}-{ours(density)}": (rule, density) for density in plan.few for rule in ("rigl", "gse", "set")}
     planned = [
         plan.job(name, make, "sparse", density, "uniform", plan.batch, rule) for name, (rule, density) in known.items()
     ]

@@ -18,7 +18,7 @@ from regraft.data.camera import fire, noise, thresholds
 from regraft.data.limbs import SIDES, Look, log_intensity
 from regraft.errors import UsageError
 
-SAMPLES = {"train": 3300, "test": 880}  # unless told otherwise
+SAMPLES = {"train": 6600, "test": 880}  # unless told otherwise
 SECONDS = 1.6  # of a clip
 LOOKS = 32  # at which the camera compares intensities in a clip, at least
 THRESHOLD, MISMATCH = 0.2, 0.03  # log intensity: v2e's noisy setting is 0.03
@@ -157,7 +157,7 @@ def synthetic_gestures(
     Clip `i` is a function of (split, seed, i) alone, of class `i % 11`; `samples` only says how many there are.
 
     Args:
-        split: `train` (3,300 clips unless told otherwise), or `test` (880), drawn from wider ranges.
+        split: `train` (6,600 clips unless told otherwise), or `test` (880), drawn from wider ranges.
         steps: T, into which the 1.6 seconds of a clip are cut.
         size: H and W.
         samples: clips.

@@ -92,6 +92,13 @@ class Deferred:
 
     channels: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
+    def settle(self, g: Tensor, y: Tensor) -> Tensor:
+        """The gradient of the current `y`, in blocks, from `g`, which came through the normalisation."""
+        if self.channels is None:
+            return g
+        mean, scale, k0, k1 = (channel[:, None, None] for channel in self.channels)
+        return (y - mean).mul_(-k1).add_(g).sub_(k0).mul_(scale)
+
 
 @dataclass(frozen=True)
 class Current:
@@ -156,12 +163,8 @@ class _Block(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         shape, stride = ctx.like
-        grad = grad.contiguous()
-        if ctx.deferred.channels is not None:
-            (y,) = ctx.saved_tensors
-            mean, scale, k0, k1 = (channel[:, None, None] for channel in ctx.deferred.channels)
-            grad = (y - mean).mul_(-k1).add_(grad).sub_(k0).mul_(scale)
-            ctx.deferred.channels = None
+        grad = ctx.deferred.settle(grad.contiguous(), *ctx.saved_tensors)
+        ctx.deferred.channels = None
         x = torch.empty_strided(shape, stride, dtype=grad.dtype)
         exchange("unblock_reals", ctx.form, x.view(form_shape(ctx.form)), grad)
         return x, None, None
@@ -189,12 +192,9 @@ class _Unblock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, value: Current | Spikes) -> Tensor:
         ctx.form = value.form
-        x = torch.empty(form_shape(value.form), dtype=y.dtype)
         if isinstance(value, Spikes):
-            exchange("unblock_spikes", value.form, x, value.bits, value.halo)
-        else:
-            exchange("unblock_reals", value.form, x, y)
-        return x
+            return unblocked_spikes(value.form, value.bits, value.halo, y.dtype)
+        return unblocked(value.form, y)
 
     @staticmethod
     @once_differentiable
@@ -202,6 +202,20 @@ class _Unblock(torch.autograd.Function):
         y = torch.empty(ctx.form.shape, dtype=grad.dtype)
         exchange("block_reals", ctx.form, grad, y)
         return y, None
+
+
+def unblocked(form: Form, y: Tensor) -> Tensor:
+    """Reals as `[T*N, C, H, W]`."""
+    x = torch.empty(form_shape(form), dtype=y.dtype)
+    exchange("unblock_reals", form, x, y)
+    return x
+
+
+def unblocked_spikes(form: Form, bits: Tensor, halo: int, dtype: torch.dtype) -> Tensor:
+    """Sets as `[T*N, C, H, W]` of 0 and 1."""
+    x = torch.empty(form_shape(form), dtype=dtype)
+    exchange("unblock_spikes", form, x, bits, halo)
+    return x
 
 
 def form_shape(form: Form) -> tuple[int, int, int, int]:

@@ -141,18 +141,19 @@ class Paths:
         weight, bias = wired.module.weight, wired.module.bias
         outputs, inputs = weight.shape
         geometry = linear_geometry(inputs, outputs, x.numel() // inputs)
-        pattern, everything = wired.patterns(self._wiring, geometry)
-        return linear(x.to(weight.dtype), weight, bias, pattern, everything=everything)
+        pattern, learnt = wired.pattern(self._wiring, geometry), wired.learnt(self._wiring, geometry)
+        return linear(x.to(weight.dtype), weight, bias, pattern, learnt=learnt)
 
     def _convolution(self, each: Sparse, x: Tensor | Current | Spikes) -> Current:
         conv, neuron = each.conv, each.segment.neuron
         if isinstance(x, Tensor):
             x = blocked.reals(x.to(conv.weight.dtype), 1 if neuron.static else neuron.steps)
-        pattern, everything = each.wired.patterns(self._wiring, self._geometry(conv, x))
+        geometry = self._geometry(conv, x)
+        pattern, learnt = each.wired.pattern(self._wiring, geometry), each.wired.learnt(self._wiring, geometry)
         norm = each.segment.norms[each.place]
         near = None if norm is None or norm.running_mean is None else norm.running_mean.to(conv.weight.dtype, copy=True)
         sums = norm is not None and (norm.training or norm.running_mean is None)
-        return layer(x, conv.weight, conv.bias, pattern, everything=everything, shift=near, sums=sums)
+        return layer(x, conv.weight, conv.bias, pattern, learnt=learnt, shift=near, sums=sums)
 
     def _geometry(self, conv: nn.Conv2d, x: Current | Spikes) -> Geometry:
         return Geometry(

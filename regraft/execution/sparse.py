@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def layer(
     bias: Tensor | None,
     pattern: Pattern,
     *,
-    everything: Pattern | None = None,
+    learnt: Pattern | Literal["all"] | None = None,
     shift: Tensor | None = None,
     sums: bool = True,
 ) -> Current:
@@ -34,21 +34,20 @@ def layer(
 
     Args:
         weight: dense, with zeros where no connection is; its gradient has zeros there too.
-        everything: the pattern of a dense layer, where the backward pass shall give the gradients of absent
-            connections as well.
+        learnt: the connections, also absent ones, that get a gradient; those of `pattern` if not given.
         shift: about the mean of each channel, `[C']`; sums are taken around it.
         sums: whether they are needed.
     """
     deferred = Deferred()
     form = _behind(x.form, pattern.geometry)
     onto = x.carrier if isinstance(x, Spikes) else x.y
-    context = (x, form, pattern, everything, shift, sums, deferred)
+    context = (x, form, pattern, pattern if learnt is None else learnt, shift, sums, deferred)
     y, total = _Layer.apply(onto, weight, bias, context)  # pyright: ignore[reportGeneralTypeIssues]
     return Current(form, y, total if sums else None, shift, deferred)
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, *, everything: Pattern | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, pattern: Pattern, *, learnt: Pattern | Literal["all"] | None = None
 ) -> Tensor:
     """A linear layer over the connections of a pattern (see `linear_geometry`).
 
@@ -60,7 +59,7 @@ def linear(
     padded = F.pad(x.reshape(rows, inputs), (0, 0, 0, blocks * wide * LANES - rows))
     form = Form(blocks, LANES, inputs, 1, wide)
     into = padded.view(blocks, wide, LANES, inputs).permute(0, 3, 1, 2).reshape(form.shape).contiguous()
-    y = layer(Current(form, into), weight, bias, pattern, everything=everything, sums=False)
+    y = layer(Current(form, into), weight, bias, pattern, learnt=learnt, sums=False)
     out = y.y.view(blocks, -1, wide, LANES).permute(0, 2, 3, 1).reshape(blocks * wide * LANES, len(weight))
     return out[:rows].view(*x.shape[:-1], len(weight))
 
@@ -93,7 +92,7 @@ def _behind(form: Form, g: Geometry) -> Form:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, onto: Tensor, weight: Tensor, bias: Tensor | None, context: Any) -> tuple[Tensor, Tensor]:
-        x, form, pattern, everything, shift, sums, deferred = context
+        x, form, pattern, learnt, shift, sums, deferred = context
         value = weight.reshape(-1)[pattern.index]
         y = torch.empty(form.shape, dtype=weight.dtype)
         total = torch.empty((2, form.channels) if sums else 0, dtype=torch.float64)
@@ -113,7 +112,9 @@ class _Layer(torch.autograd.Function):
             _at(partial if sums else None),
         )
         ctx.save_for_backward(bits, reals, y, value)
-        ctx.context = (x.form, form, pattern, everything, deferred, weight.shape, bias is not None)
+        ctx.context = (x.form, form, pattern, learnt, deferred, weight.shape, bias is not None)
+        lower = torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32
+        ctx.product = torch.get_autocast_dtype("cpu") if lower else weight.dtype
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(total)
         return y, total
@@ -121,22 +122,22 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        before, form, pattern, everything, deferred, shape, biased = ctx.context
+        before, form, pattern, learnt, deferred, shape, biased = ctx.context
         bits, reals, y, value = ctx.saved_tensors
         g = g.contiguous()
-        learnt = pattern if everything is None else everything
-        onto = torch.empty(len(learnt), dtype=y.dtype)
-        partial = torch.empty(GROUPS * len(learnt), dtype=y.dtype)
+        by_row = pattern if learnt == "all" else learnt
+        onto = torch.empty(len(by_row), dtype=y.dtype)
+        partial = torch.empty(GROUPS * len(by_row), dtype=y.dtype)
         gx = torch.empty(before.shape, dtype=y.dtype) if ctx.needs_input_grad[0] else None
         kernels.layer_backward(
             TYPES[y.dtype],
-            _described(before, form, pattern, len(learnt)),
+            _described(before, form, pattern, len(by_row)),
             _at(bits),
             _at(reals),
             y.data_ptr(),
             g.data_ptr(),
             (None,) * 4 if deferred.channels is None else tuple(_at(t) for t in deferred.channels),
-            learnt.rows,
+            by_row.rows,
             pattern.phases,
             value.data_ptr(),
             onto.data_ptr(),
@@ -147,10 +148,27 @@ class _Layer(torch.autograd.Function):
         if of_bias is not None and deferred.channels is not None:
             _, scale, k0, _ = deferred.channels
             of_bias = scale * (of_bias - form.rows * k0)  # what is centred sums to 0
-        deferred.channels = None
         of_weight = torch.zeros(shape, dtype=y.dtype)
-        of_weight.view(-1)[learnt.index] = onto
+        if learnt == "all":
+            if reals is None:
+                x = blocked.unblocked_spikes(before, bits, pattern.geometry.halo, y.dtype)
+            else:
+                x = blocked.unblocked(before, reals)
+            of_y = blocked.unblocked(form, deferred.settle(g, y))
+            of_weight.copy_(_dense_gradient(x.to(ctx.product), of_y.to(ctx.product), pattern.geometry).view(shape))
+        deferred.channels = None
+        of_weight.view(-1)[by_row.index] = onto  # beside all, too: the connections' own change nothing
         return gx, of_weight, of_bias, None
+
+
+def _dense_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
+    """Of all weights, also those of absent connections, by the library's dense product."""
+    per_group = geometry.in_channels // geometry.groups
+    weight = torch.empty((geometry.out_channels, per_group, *geometry.kernel), dtype=x.dtype)
+    stride, padding, dilation = ([each] * 2 for each in (geometry.stride, geometry.padding, geometry.dilation))
+    wanted = (False, True, False)
+    given = (stride, padding, dilation, False, [0, 0], geometry.groups, wanted)
+    return torch.ops.aten.convolution_backward(g, x, weight, None, *given)[1]
 
 
 def _described(before: Form, form: Form, pattern: Pattern, connections: int) -> kernels.Layer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,12 @@ class Wiring:
     def masks(self) -> Mapping[str, Tensor]:
         return self._topology.masks
 
-    @property
-    def dense_gradient_due(self) -> bool:
-        return self._topology.dense_gradient_due
+    def owed(self, name: str) -> Tensor | None:
+        """Absent connections of a layer whose gradients the coming backward pass owes; None: nobody asks."""
+        if not self._topology.dense_gradient_due:
+            return None
+        candidates = self._topology.candidates
+        return ~self.masks[name] if candidates is None else candidates.get(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
         return Frozen({name: mask.clone() for name, mask in self.masks.items()})
@@ -37,22 +40,22 @@ class Wiring:
 class Frozen:
     """The wiring of a copy: it stays as it is."""
 
-    dense_gradient_due = False
-
     def __init__(self, masks: dict[str, Tensor]) -> None:
         self.masks = masks
+
+    def owed(self, name: str) -> None:
+        """Nothing grows here."""
 
 
 @dataclass
 class Wired:
-    """A layer whose weights are wired: its density and its patterns, made anew when its mask has changed."""
+    """A layer whose weights are wired: its density and its pattern, made anew when its mask has changed."""
 
     module: nn.Conv2d | nn.Linear
     name: str
     _version: int = -1
     _density: float = 1.0
     _pattern: Pattern | None = None
-    _everything: Pattern | None = None
 
     def density(self, wiring: Wiring | Frozen) -> float:
         """As it is now."""
@@ -62,13 +65,17 @@ class Wired:
             self._density = float(mask.sum()) / mask.numel()
         return self._density
 
-    def patterns(self, wiring: Wiring | Frozen, geometry: Geometry) -> tuple[Pattern, Pattern | None]:
-        """Of the existing connections, and of all where the coming backward pass owes gradients to the absent ones."""
-        mask = wiring.masks[self.name]
+    def pattern(self, wiring: Wiring | Frozen, geometry: Geometry) -> Pattern:
+        """Of the connections as they are now."""
+        self.density(wiring)  # which looks whether the mask has changed
         if self._pattern is None or self._pattern.geometry != geometry:
-            self._pattern = Pattern(mask, geometry)
-        if not (torch.is_grad_enabled() and wiring.dense_gradient_due):
-            return self._pattern, None
-        if self._everything is None or self._everything.geometry != geometry:
-            self._everything = Pattern(torch.ones_like(mask), geometry)
-        return self._pattern, self._everything
+            self._pattern = Pattern(wiring.masks[self.name], geometry)
+        return self._pattern
+
+    def learnt(self, wiring: Wiring | Frozen, geometry: Geometry) -> Pattern | Literal["all"]:
+        """The connections, existing or not, whose gradients the coming backward pass has to give."""
+        absent = wiring.owed(self.name) if torch.is_grad_enabled() else None
+        if absent is None:
+            return self.pattern(wiring, geometry)
+        learnt = wiring.masks[self.name] | absent
+        return "all" if bool(learnt.all()) else Pattern(learnt, geometry)

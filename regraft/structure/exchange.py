@@ -1,4 +1,4 @@
-"""One exchange within one block: what goes, what comes. A pure function of tensors."""
+"""One exchange within one block: what goes, what comes. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def exchange(
     Args:
         view: what scores look at; `view.exists` is the wiring before.
         young: grown at the last event; spared where `rule.grace` and the budget allow.
-        gone: dropped earlier in this event; not candidates for growth.
+        gone: not candidates for growth: dropped earlier in this event, or not in its sample.
         zeta: share to exchange.
     """
     exists = view.exists
@@ -32,3 +32,9 @@ def exchange(
     drop |= select(score, young, n_drop - old_first, generator)
     candidates = candidates | drop if rule.reselect else candidates
     return (exists & ~drop) | select(-rule.grows.score(view), candidates, n_grow, generator)
+
+
+def sampled(exists: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Absent connections, in each group `share` times as many as exist there (or all there are), `[G, M]` bool."""
+    counts = (share * exists.sum(dim=1).cpu()).round().long().minimum((~exists).sum(dim=1).cpu())
+    return select(torch.zeros(exists.shape, device=exists.device), ~exists, counts, generator)

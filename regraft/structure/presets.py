@@ -46,6 +46,18 @@ _ALL = (
         ),
     ),
     Rule(
+        "gse",
+        drop="magnitude",
+        grow="sampled",
+        schedule=Schedule(zeta=0.2),
+        source="Heddes et al. 2024, arXiv 2401.06898; mikeheddes/guided-stochastic-exploration",
+        departures=(
+            "the sample is uniform; the text's GraBo and GraEst draw it by estimates of the gradient",
+            "the code exchanges between layers by default (its scope `global`); here each layer keeps its count",
+            "the code takes the gradient of further batches; here that of the event's step",
+        ),
+    ),
+    Rule(
         "snfs",
         drop="magnitude",
         grow="momentum",

@@ -58,15 +58,24 @@ class Grow:
 
     `needs`: `gradient`, the dense one of the event's step; `accumulated`, its sum since the last event; `momentum`,
     its running average over all steps.
+
+    `sample`: an event chooses among so many times the existing connections of each layer (or row), drawn at random
+    from the absent ones, and only their gradients are asked for: its cost goes with the connections. None: among all.
     """
 
     name: str
     score: Score
     needs: Need = "nothing"
+    sample: float | None = None
 
     def __post_init__(self) -> None:
         if self.needs not in get_args(Need):
             raise UsageError(f"grow rule {self.name!r} needs {self.needs!r}: {nearest(self.needs, get_args(Need))}")
+        if self.sample is not None and not (self.sample > 0 and self.needs in ("nothing", "gradient")):
+            raise UsageError(
+                f"grow rule {self.name!r} samples {self.sample} and needs {self.needs!r}: give a number above 0, and "
+                f"let it need nothing of earlier steps, as each event has its own sample"
+            )
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ GROW = {
     for g in (
         Grow("random", random),
         Grow("gradient", gradient, "gradient"),
+        Grow("sampled", gradient, "gradient", sample=1.0),
         Grow("accumulated", gradient, "accumulated"),
         Grow("momentum", gradient, "momentum"),
     )

@@ -26,7 +26,7 @@ from regraft.structure.absent import clear
 from regraft.structure.birth import GivenWeights, first_mask, row_counts
 from regraft.structure.blocks import Block, blocks, gather, scatter
 from regraft.structure.events import Event, table
-from regraft.structure.exchange import exchange
+from regraft.structure.exchange import exchange, sampled
 from regraft.structure.gradients import GradientMemory
 from regraft.structure.presets import preset
 from regraft.structure.prunable import matching, prunable
@@ -123,6 +123,7 @@ class Topology:
         self._young = {name: torch.zeros_like(m) for name, m in self._masks.items()}
         self._ever = {name: m.clone() for name, m in self._masks.items()}
         self._memory = GradientMemory(rule)
+        self._sample: tuple[int, dict[str, Tensor]] = (0, {})
         self._before_event: list[Callable[[nn.Module, int], None]] = []
         self._hooks: list[Any] = []
         self._optimizers: list[Optimizer] = []
@@ -163,6 +164,15 @@ class Topology:
         return (needs == "gradient" and self._is_event(self.step + 1)) or (
             needs in ("accumulated", "momentum") and self.step < self.last_event
         )
+
+    @property
+    def candidates(self) -> Mapping[str, Tensor] | None:
+        """Where the rule samples: the absent connections among which the coming event chooses, by parameter name.
+
+        None where all of them are. Bool, of the parameter's shape; valid until the next step.
+        """
+        share = self.rule.grows.sample
+        return None if share is None else MappingProxyType(self._candidates(self.step + 1, share))
 
     def __repr__(self) -> str:
         return (
@@ -256,6 +266,7 @@ class Topology:
             raise StructureError("the saved wiring is of another model: its layers or their shapes differ")
         self._given.restore(self._parameters)
         self._memory.clear()
+        self._sample = 0, {}
         for key, kept in self._tensors().items():
             for name, saved in state[key].items():
                 like = self._masks[name]
@@ -370,6 +381,17 @@ class Topology:
 
     # --- events -----------------------------------------------------------------------------------------------------
 
+    def _candidates(self, step: int, share: float) -> dict[str, Tensor]:
+        """Drawn once for the event of a step, from the wiring before it."""
+        if self._sample[0] != step:
+            drawn = {}
+            for index, (name, mask) in enumerate(self._masks.items()):
+                if name not in self._dense:
+                    rows = mask.reshape(len(mask) if self.rule.scope.name == "row" else 1, -1)
+                    drawn[name] = sampled(rows, share, generator(self.seed, step, index, "sample")).reshape(mask.shape)
+            self._sample = step, drawn
+        return self._sample[1]
+
     def _is_event(self, step: int) -> bool:
         return self._evolves and step % self.every == 0 and 0 < step <= self.last_event
 
@@ -381,6 +403,8 @@ class Topology:
         before = {name: m.clone() for name, m in self._masks.items()}
         zeta = rule.schedule.exchange(step, self.until)
         falls = rule.schedule.start_density is not None
+        if rule.grows.sample is not None:
+            self._candidates(step, rule.grows.sample)
         if rule.prune is not None:
             self._exchange(rule.prune, step, 0.0, before, falls)
         self._exchange(rule.scope, step, zeta, before, falls and rule.prune is None)
@@ -401,6 +425,7 @@ class Topology:
             self._young[name].copy_(grown[name])
             self._ever[name] |= grown[name]
         self._memory.end_event()
+        self._sample = 0, {}
         self.events.append(
             Event(
                 step=step,
@@ -422,6 +447,8 @@ class Topology:
         for index, block in enumerate(blocks(scope.name, {n: self._masks[n].shape for n in names})):
             exists = gather(block, self._masks)
             gone = gather(block, before) & ~exists
+            if self.rule.grows.sample is not None:
+                gone = ~gather(block, self._candidates(step, self.rule.grows.sample))
             young = gather(block, self._young) & exists
             aim = exists.sum(dim=1).cpu() if planned is None else planned[block.names]
             view = self._view(block, exists)
@@ -473,6 +500,7 @@ class Topology:
             "allocation": self.allocation,
             "dense": sorted(self._dense),
             "density": self.density,
+            "sample": rule.grows.sample,
             "schedule": asdict(rule.schedule),
             "every": self.every,
             "until": self.until,

@@ -130,7 +130,7 @@ def test_only_hidden_convolutions_are_summed_and_both_sides_have_the_same():
             assert all(second > 0 for second in seconds.values())
 
 
-@pytest.mark.parametrize("rule", ["rigl", "set"])
+@pytest.mark.parametrize("rule", ["rigl", "gse", "set"])
 def test_an_event_is_measured_with_the_step_behind_it(rule: str, monkeypatch: pytest.MonkeyPatch):
     task = masked("sparse", 0.02, rule=rule)
     asked, spent = [], iter([1.0, 3.0, 40.0, 6.0, 2.0, 2.0])
@@ -143,7 +143,7 @@ def test_an_event_is_measured_with_the_step_behind_it(rule: str, monkeypatch: py
 
     monkeypatch.setattr(sparse_step, "_seconds", scripted)
     found = task.event()
-    gradient = rule == "rigl"
+    gradient = rule in ("rigl", "gse")
     assert asked == [(False, 0), (False, 0), (gradient, 1), (False, 1), (False, 1), (False, 1)]
     assert (found["plain_s"], found["event_step_s"], found["next_step_s"]) == (2, 38, 4)
     assert found["share"] == pytest.approx((38 + 4) / 200)
@@ -316,5 +316,5 @@ def test_the_script_measures_every_section(tmp_path: Path):
     subprocess.run(command, capture_output=True, text=True, check=True)
     document = json.loads(path.read_text(encoding="utf-8"))
     assert all(document[key] for key in ("rows", "densities", "parts", "rewiring", "convolutions", "layers", "teacher"))
-    assert {row["rule"] for row in document["rewiring"]} == {"rigl", "set"}
+    assert {row["rule"] for row in document["rewiring"]} == {"rigl", "gse", "set"}
     assert len(document["layers"]["resnet19 convolutions"]["onednn"]) == 19

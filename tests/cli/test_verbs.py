@@ -169,7 +169,7 @@ def test_warnings_are_one_line_each(regraft):
         ("recipes", ["digits", "digits_teachers"]),
         ("models", ["tiny_vgg", "resnet19", "dvsgesture"]),
         ("data", ["digits", "standin"]),
-        ("rules", ["static", "set", "rigl", "snfs", "itop", "gmp", "granet", "ndsnn", "esl"]),
+        ("rules", ["static", "set", "rigl", "gse", "snfs", "itop", "gmp", "granet", "ndsnn", "esl"]),
         ("teachers", ["none", "sparse", "virtual", "undertrained", "previous", "average", "weakest-step", "nested"]),
     ],
 )

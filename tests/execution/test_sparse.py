@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import regraft
-from regraft.execution import Calibration, blocked, execute, paths
+from regraft.execution import Calibration, blocked, execute, paths, sparse
 from regraft.execution.blocked import Spikes
 from regraft.execution.calibration import boundary
 from regraft.execution.engines import engine
@@ -63,6 +63,7 @@ def convolutions(draw: st.DrawFn) -> dict:
         "spikes": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "halo": padding + draw(st.integers(0, 1)),
+        "learnt": draw(st.sampled_from(["pattern", "some", "all"])),
     }
 
 
@@ -85,7 +86,9 @@ def test_a_layer_is_the_convolution_with_zeros(c, seed):
     )  # fmt: skip
     given_x = spikes_of(x2, c["steps"], c["halo"]) if c["spikes"] else blocked.reals(x2, c["steps"])
     shift = torch.full((c["outputs"],), 0.3, dtype=F64)
-    found = layer(given_x, twin.weight, twin.bias, Pattern(mask, geometry), shift=shift)
+    learnt = {"pattern": mask, "some": mask | (torch.rand(mask.shape) < 0.2), "all": torch.ones_like(mask)}[c["learnt"]]
+    asked = "all" if c["learnt"] == "all" else Pattern(learnt, geometry)
+    found = layer(given_x, twin.weight, twin.bias, Pattern(mask, geometry), learnt=asked, shift=shift)
     plain = blocked.plain(found)
     assert torch.allclose(plain, expected, rtol=1e-10, atol=1e-10)
     mean, var, _ = moments(found, 0.0)
@@ -96,7 +99,7 @@ def test_a_layer_is_the_convolution_with_zeros(c, seed):
     expected.backward(g)
     plain.backward(g)
     assert conv.weight.grad is not None
-    assert torch.allclose(twin.weight.grad, conv.weight.grad * mask, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(twin.weight.grad, conv.weight.grad * learnt, rtol=1e-9, atol=1e-9)
     assert torch.allclose(x2.grad, x.grad, rtol=1e-9, atol=1e-9)
     if c["bias"]:
         assert torch.allclose(twin.bias.grad, conv.bias.grad, rtol=1e-9, atol=1e-9)
@@ -109,9 +112,10 @@ def test_a_layer_is_the_convolution_with_zeros(c, seed):
     st.integers(1, 40),
     st.sampled_from([0.0, 0.1, 0.6]),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 10**6),
 )
-def test_a_linear_layer_is_the_product_with_zeros(shape, inputs, outputs, density, bias, seed):
+def test_a_linear_layer_is_the_product_with_zeros(shape, inputs, outputs, density, bias, owed, seed):
     torch.manual_seed(seed)
     layer_ = nn.Linear(inputs, outputs, bias).to(F64)
     mask = torch.rand(layer_.weight.shape) < density
@@ -119,32 +123,33 @@ def test_a_linear_layer_is_the_product_with_zeros(shape, inputs, outputs, densit
     twin, x = copy.deepcopy(layer_), torch.randn(*shape, inputs, dtype=F64, requires_grad=True)
     x2 = x.detach().clone().requires_grad_()
     geometry = linear_geometry(inputs, outputs, math.prod(shape))
-    everything = Pattern(torch.ones_like(mask), geometry) if seed % 2 else None
     expected = layer_(x)
-    found = linear(x2, twin.weight, twin.bias, Pattern(mask, geometry), everything=everything)
+    found = linear(x2, twin.weight, twin.bias, Pattern(mask, geometry), learnt="all" if owed else None)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
     g = torch.randn_like(expected)
     expected.backward(g)
     found.backward(g)
-    assert torch.allclose(twin.weight.grad, layer_.weight.grad * (mask if everything is None else 1), atol=1e-10)
+    assert torch.allclose(twin.weight.grad, layer_.weight.grad * (1 if owed else mask), atol=1e-10)
     assert torch.allclose(x2.grad, x.grad, atol=1e-10)
     if bias:
         assert torch.allclose(twin.bias.grad, layer_.bias.grad, atol=1e-10)
 
 
-def test_what_growth_asks_for_are_the_gradients_of_all_connections():
+def test_what_growth_asks_for_leaves_the_gradients_of_connections_as_they_are():
     torch.manual_seed(0)
-    conv = nn.Conv2d(6, 8, 3, padding=1, bias=False).to(F64)
+    conv = nn.Conv2d(6, 8, 3, padding=1, bias=False)
     mask = torch.rand(conv.weight.shape) < 0.2
     conv.weight.data *= mask
-    x = (torch.rand(40, 6, 9, 7) < 0.3).to(F64)
-    conv(x).square().sum().backward()
-    dense, conv.weight.grad = conv.weight.grad, None
-    geometry = Geometry(6, 9, 7, 8, (3, 3), 1, 1, 1, 1, 1)
-    everything = Pattern(torch.ones_like(mask), geometry)
-    y = layer(spikes_of(x, 2, 1), conv.weight, None, Pattern(mask, geometry), everything=everything)
-    blocked.plain(y).square().sum().backward()
-    assert torch.allclose(conv.weight.grad, dense, rtol=1e-9, atol=1e-9)
+    x = (torch.rand(40, 6, 9, 7) < 0.3).float()
+    pattern, found = Pattern(mask, Geometry(6, 9, 7, 8, (3, 3), 1, 1, 1, 1, 1)), []
+    for learnt in (pattern, "all"):
+        conv.weight.grad = None
+        y = layer(spikes_of(x, 2, 1), conv.weight, None, pattern, learnt=learnt)
+        blocked.plain(y).square().sum().backward()
+        found.append(conv.weight.grad)
+    assert torch.equal(*(grad[mask] for grad in found))
+    assert not bool(found[0][~mask].any())
+    assert bool((found[1][~mask] != 0).all())
 
 
 def test_into_blocks_and_out_again_is_nothing():
@@ -239,7 +244,7 @@ def trained(made, x, steps: int) -> list[list[float]]:
     return losses
 
 
-@pytest.mark.parametrize("rule", ["rigl", "set", "granet"])
+@pytest.mark.parametrize("rule", ["rigl", "set", "granet", "gse"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_over_existing_connections_is_training(name, rule):
     """Through rewiring events: the same losses, wiring, statistics and logits."""
@@ -271,6 +276,22 @@ def test_gradients_in_evaluation_mode_are_those_of_the_modules():
         for name, p in net.named_parameters():
             p.grad.mul_(masks.get(name, torch.ones(())))
     assert all(torch.allclose(a, b, rtol=1e-8, atol=1e-10) for a, b in zip(*grads, strict=True))
+
+
+def test_a_sampling_rule_asks_for_the_gradients_of_its_sample_alone(monkeypatch):
+    made, _, x = pair("vgg", rule="gse")
+    trained(made, x, 2)
+    real, dense = sparse._dense_gradient, []
+    monkeypatch.setattr(sparse, "_dense_gradient", lambda *args: dense.append(args) or real(*args))
+    _, (twin, topology, _) = made
+    twin(x).square().mean().backward()
+    parameters, asked = dict(twin.named_parameters()), 0
+    for name, candidates in topology.candidates.items():
+        grad = parameters[name].grad != 0
+        asked += int((grad & candidates).sum())
+        assert not bool((grad & ~candidates & ~topology.masks[name]).any())
+    assert asked
+    assert len(dense) == sum(bool((topology.masks[n] | c).all()) for n, c in topology.candidates.items()) < 3
 
 
 def test_gradients_accumulate():

@@ -73,6 +73,7 @@ def check_layer(rule, zeta, planned, old, new, young, gone, weight, saliency, gr
 REFERENCED = [
     PRESETS["set"],
     PRESETS["rigl"],
+    PRESETS["gse"],
     PRESETS["snfs"],
     PRESETS["itop"],
     PRESETS["ndsnn"],
@@ -102,6 +103,7 @@ def test_each_event_picks_what_a_sorted_list_picks(rule, net, batch):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         dense = flat({n: parameters[n].grad for n in names})
+        sample = topology.candidates
         weights = flat({n: parameters[n] for n in names})
         for n in names:
             summed[n] = [a + g for a, g in zip(summed[n], dense[n], strict=True)]
@@ -120,7 +122,14 @@ def test_each_event_picks_what_a_sorted_list_picks(rule, net, batch):
             if rule.grows.name in ("accumulated", "momentum") or rule.drops.name == "taylor":
                 # sums in another order: the reference keeps fp32's precision, no more
                 grow[n] = torch.tensor(grow[n]).tolist()
-            check_layer(rule, zeta, len(new), old[n], new, young[n], set(), at_event[n], saliency[n], grow[n])
+            outside = set()
+            if sample is not None:
+                candidates = set(sample[n].flatten().nonzero().flatten().tolist())
+                everything = set(range(parameters[n].numel()))
+                outside = everything - candidates
+                assert candidates <= everything - old[n]
+                assert len(candidates) == min(len(old[n]), len(everything - old[n]))
+            check_layer(rule, zeta, len(new), old[n], new, young[n], outside, at_event[n], saliency[n], grow[n])
             young[n] = new - old[n]
             moved += len(young[n])
             summed[n] = [0.0] * len(summed[n])
@@ -353,3 +362,25 @@ def test_a_weight_that_is_not_a_number_stops_the_event(net, train):
     topology.attach(optimizer)
     with pytest.raises(Exception, match="not a number at a rewiring event"):
         train(model, optimizer, 1, STEPS)
+
+
+def test_a_sample_is_drawn_anew_for_each_event_and_is_the_same_again(net, batch):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    topology = Topology(model, 0.1, "gse", steps=STEPS, every=EVERY, seed=1)
+    topology.attach(optimizer)
+    drawn = []
+    for step in range(1, 2 * EVERY + 1):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        if step % EVERY == 0:
+            first = {name: t.clone() for name, t in topology.candidates.items()}
+            again = Topology(model, 0.1, "gse", steps=STEPS, every=EVERY, seed=1)
+            again.load_state_dict(topology.state_dict())
+            drawn.append((first, {name: t.clone() for name, t in again.candidates.items()}))
+        optimizer.step()
+    (first, same), (later, _) = drawn
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], later[name]) for name in first)
+    assert Topology(net(), 0.1, "rigl", steps=STEPS, every=EVERY).candidates is None

@@ -209,7 +209,7 @@ def test_a_preset_can_be_changed_in_its_fields_and_its_schedules():
 def test_each_preset_names_its_source_and_itself():
     for name, rule in PRESETS.items():
         assert rule.name == name
-        assert any(year in rule.source for year in ("2017", "2018", "2019", "2020", "2021", "2023"))
+        assert any(year in rule.source for year in ("2017", "2018", "2019", "2020", "2021", "2023", "2024"))
         assert rule.departures or name == "static"
 
 
@@ -225,6 +225,8 @@ def test_each_preset_names_its_source_and_itself():
         (lambda: Scope("layers"), "did you mean 'layer'"),  # pyright: ignore[reportArgumentType]
         (lambda: Scope("layer", strict=True), "use it with scope 'row'"),
         (lambda: Grow("g", lambda view: view.gradient, "gradients"), "did you mean 'gradient'"),  # pyright: ignore
+        (lambda: Grow("g", lambda view: view.gradient, "gradient", sample=0.0), "give a number above 0"),
+        (lambda: Grow("g", lambda view: view.gradient, "momentum", sample=1.0), "its own sample"),
     ],
 )
 def test_a_rule_that_cannot_be_meant_is_refused(make, says):
