@@ -247,7 +247,7 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int together, co
                     }
                     add_to(&sums, r, &k, terms, at, lane, gx);
                     const int opens = t == steps - 1 || !((t + 1) & ((1 << share) - 1)); /* its block, seen from behind */
-                    if (!share) r->gx[at] = gx;
+                    if (!share) stream(r->gx + at, gx);
                     else if (opens) r->gx[at] = turned(gx, -lane);
                     else r->gx[at] += turned(gx, -lane);
                 }
@@ -306,6 +306,7 @@ INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
             if (s->learn) decay += total(sums.decay);
         }
     if (r->grad) r->partial[TASKS * 3 * C + task] = decay;
+    streamed();
 }
 
 static void run_task(void *context, void *scratch, int64_t task) {

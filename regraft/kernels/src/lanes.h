@@ -41,6 +41,10 @@ INLINE uint16_t at_least(vec a, real x) {
     return (uint16_t)_mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(x), _CMP_GE_OQ);
 }
 INLINE vec multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+/* A result that is not read again before the caches have lost it: written past them, so that they need not read what
+ * it replaces. `streamed` ends a task that did so. */
+INLINE void stream(vec *to, vec x) { _mm512_stream_ps((float *)to, (__m512)x); }
+INLINE void streamed(void) { _mm_sfence(); }
 /* Lane i of the result is lane i + by, and behind the last lane comes the first. */
 INLINE vec turned(vec a, int by) {
     const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -63,6 +67,8 @@ INLINE uint16_t at_least(vec a, real x) {
     return (uint16_t)set;
 }
 INLINE vec multiply_add(vec a, vec b, vec c) { return a * b + c; }
+INLINE void stream(vec *to, vec x) { *to = x; }
+INLINE void streamed(void) {}
 INLINE vec turned(vec a, int by) {
     vec to;
     for (int i = 0; i < LANES; i++) to[i] = a[(i + by) & (LANES - 1)];

@@ -78,7 +78,7 @@ INLINE void tile_forward(const int high, const int wide, const int64_t stride, c
         if (full) {
             for (int r = 0; r < high; r++)
                 for (int i = 0; i < wide; i++) {
-                    to[r * C * W + i] = acc[r * wide + i];
+                    stream(to + r * C * W + i, acc[r * wide + i]);
                     const vec d = only(acc[r * wide + i] - shift, there);
                     a += d;
                     q += d * d;
@@ -157,6 +157,7 @@ static void forward_task(void *context, void *scratch, int64_t task) {
         else
             TILED(s->stride, 1);
     }
+    streamed();
 }
 
 /* y `[blocks, H', C', W', 16]` of spikes `bits` (or reals `x`), and for each channel the sums of y - shift and of its
@@ -209,33 +210,39 @@ INLINE void error_of(const backward *b, int64_t place, int64_t c, uint16_t there
     for (int64_t w = 0; w < W; w++) to[w] = only(scale * (g[w] - k0 - k1 * (y[w] - mean)), there);
 }
 
+/* The error where the input fired, or times the input; `x`: sets or vectors. */
+INLINE vec learnt(const int spikes, const void *x, int64_t at, vec g, vec a) {
+    return spikes ? add_where_at(a, (const uint16_t *)x + at, g) : multiply_add(((const vec *)x)[at], g, a);
+}
+
 /* Gradients of four weights: one reading of the error serves them all. Sums have names, as compilers leave arrays in
  * memory. */
-INLINE void learn_four(const int64_t stride, const uint16_t *from, int64_t line, const int32_t *at, const vec *g,
-                       int64_t rows, int64_t width, real *onto) {
+INLINE void learn_four(const int spikes, const int64_t stride, const void *x, int64_t place, int64_t line,
+                       const int32_t *at, const vec *g, int64_t rows, int64_t width, real *onto) {
+    const int64_t size = spikes ? sizeof(uint16_t) : sizeof(vec);
     vec a0 = splat(0), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
     for (int64_t r = 0; r < rows; r++, g += width) {
-        const uint16_t *a = from + r * line + at[0], *b = from + r * line + at[1];
-        const uint16_t *c = from + r * line + at[2], *d = from + r * line + at[3];
+        const char *from = (const char *)x + (place + r * line) * size;
+        const char *a = from + at[0] * size, *b = from + at[1] * size, *c = from + at[2] * size, *d = from + at[3] * size;
         int64_t w = 0;
         for (; w + 1 < width; w += 2) {
             const vec g0 = g[w], g1 = g[w + 1];
             const int64_t left = w * stride, right = left + stride;
-            a0 = add_where_at(a0, a + left, g0);
-            b0 = add_where_at(b0, b + left, g0);
-            c0 = add_where_at(c0, c + left, g0);
-            d0 = add_where_at(d0, d + left, g0);
-            a1 = add_where_at(a1, a + right, g1);
-            b1 = add_where_at(b1, b + right, g1);
-            c1 = add_where_at(c1, c + right, g1);
-            d1 = add_where_at(d1, d + right, g1);
+            a0 = learnt(spikes, a, left, g0, a0);
+            b0 = learnt(spikes, b, left, g0, b0);
+            c0 = learnt(spikes, c, left, g0, c0);
+            d0 = learnt(spikes, d, left, g0, d0);
+            a1 = learnt(spikes, a, right, g1, a1);
+            b1 = learnt(spikes, b, right, g1, b1);
+            c1 = learnt(spikes, c, right, g1, c1);
+            d1 = learnt(spikes, d, right, g1, d1);
         }
         if (w < width) {
             const int64_t left = w * stride;
-            a0 = add_where_at(a0, a + left, g[w]);
-            b0 = add_where_at(b0, b + left, g[w]);
-            c0 = add_where_at(c0, c + left, g[w]);
-            d0 = add_where_at(d0, d + left, g[w]);
+            a0 = learnt(spikes, a, left, g[w], a0);
+            b0 = learnt(spikes, b, left, g[w], b0);
+            c0 = learnt(spikes, c, left, g[w], c0);
+            d0 = learnt(spikes, d, left, g[w], d0);
         }
     }
     onto[0] += (real)total(a0 + a1);
@@ -244,35 +251,25 @@ INLINE void learn_four(const int64_t stride, const uint16_t *from, int64_t line,
     onto[3] += (real)total(d0 + d1);
 }
 
-INLINE void learn_one(const int64_t stride, const uint16_t *from, int64_t line, const int32_t *at, const vec *g,
-                      int64_t rows, int64_t width, real *onto) {
+INLINE void learn_one(const int spikes, const int64_t stride, const void *x, int64_t place, int64_t line,
+                      const int32_t *at, const vec *g, int64_t rows, int64_t width, real *onto) {
     vec a = splat(0);
-    for (int64_t r = 0; r < rows; r++, g += width) {
-        const uint16_t *set = from + r * line + at[0];
-        for (int64_t w = 0; w < width; w++) a = add_where_at(a, set + w * stride, g[w]);
-    }
+    for (int64_t r = 0; r < rows; r++, g += width)
+        for (int64_t w = 0; w < width; w++) a = learnt(spikes, x, place + r * line + at[0] + w * stride, g[w], a);
     onto[0] += (real)total(a);
 }
 
 /* Gradients of one channel's weights, over error vectors that lie together in `g`: rows of `width` pixels. */
-INLINE void learn_rows(const backward *b, const int64_t stride, const vec *x, const uint16_t *bits, int64_t row,
-                       int64_t rows, int64_t c, const vec *g, real *onto) {
+INLINE void learn_rows(const backward *b, const int spikes, const int64_t stride, const void *x, int64_t row, int64_t rows,
+                       int64_t c, const vec *g, real *onto) {
     const regraft_layer *s = b->s;
     const int64_t W = s->out_width, across = s->in_width + 2 * s->halo, origin = s->halo - s->padding;
     const int64_t place = ((row * stride + origin) * s->in_channels) * across + origin;
     const int64_t line = stride * s->in_channels * across, last = b->rows.first[c + 1];
     const int32_t *at = b->rows.at;
     int64_t k = b->rows.first[c];
-    for (; k < last && x; k++) {
-        vec a = splat(0);
-        for (int64_t r = 0; r < rows; r++) {
-            const vec *in = x + place + r * line + at[k];
-            for (int64_t w = 0; w < W; w++) a = multiply_add(in[w * stride], g[r * W + w], a);
-        }
-        onto[k] += (real)total(a);
-    }
-    for (; k + 4 <= last; k += 4) learn_four(stride, bits + place, line, at + k, g, rows, W, onto + k);
-    for (; k < last; k++) learn_one(stride, bits + place, line, at + k, g, rows, W, onto + k);
+    for (; k + 4 <= last; k += 4) learn_four(spikes, stride, x, place, line, at + k, g, rows, W, onto + k);
+    for (; k < last; k++) learn_one(spikes, stride, x, place, line, at + k, g, rows, W, onto + k);
 }
 
 /* The error signal of a block, with its margin, and what the connections learn from it. Rows of a channel are made
@@ -290,8 +287,9 @@ static void learn_block(const backward *b, const vec *x, int64_t block, vec *res
                 error_of(b, ((block * H + row + r) * C + c) * W, c, there, chunk + r * W);
                 memcpy(error + ((row + r + m) * C + c) * (W + 2 * m) + m, chunk + r * W, sizeof(vec) * (size_t)W);
             }
-            if (s->stride == 1) learn_rows(b, 1, x, bits, row, here, c, chunk, onto);
-            else learn_rows(b, s->stride, x, bits, row, here, c, chunk, onto);
+            if (x) learn_rows(b, 0, s->stride, x, row, here, c, chunk, onto);
+            else if (s->stride == 1) learn_rows(b, 1, 1, bits, row, here, c, chunk, onto);
+            else learn_rows(b, 1, s->stride, bits, row, here, c, chunk, onto);
         }
 }
 
@@ -316,7 +314,7 @@ INLINE void spread(const int high, const int wide, const backward *b, const regr
                 const int64_t below = s->stride * C * W;
                 if (s->stride == 1 && up == high && over == wide) {
                     for (int r = 0; r < high; r++)
-                        for (int i = 0; i < wide; i++) out[r * below + i] = acc[r * wide + i];
+                        for (int i = 0; i < wide; i++) stream(out + r * below + i, acc[r * wide + i]);
                 } else { /* from a copy: registers have no index */
                     vec copy[POSITIONS];
                     for (int i = 0; i < high * wide; i++) copy[i] = acc[i];
@@ -356,6 +354,7 @@ static void backward_task(void *context, void *scratch, int64_t task) {
             of += phase->first[s->in_channels];
         }
     }
+    streamed();
 }
 
 /* Gradients of the connections, `onto` `[connections]`, and of the input, `onto_x` (NULL: not wanted). The gradient of
