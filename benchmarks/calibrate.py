@@ -5,8 +5,9 @@
 Three layers of equal width, convolutions with normalisation and neuron or linear ones with a neuron, take a whole
 training step: dense in fp32, dense in bf16 where the processor multiplies in it, and over connections at several
 densities, in interleaved rounds on one thread. A boundary lies where the medians of two densities straddle the dense
-one, in between on logarithms. `--write` puts the table into the package under the name of an instruction set
-(`avx512`, `avx2`, `portable`). Narrower ones than the processor's own:
+one, in between on logarithms. Convolutions of few inputs are measured as what they are: a whole first layer, of images
+(the same at each step) or of events, before one that goes over a tenth of its connections. `--write` puts the table
+into the package under the name of an instruction set (`avx512`, `avx2`, `portable`). Narrower ones than the processor's own:
 `REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py --write avx2`.
 """
 
@@ -18,7 +19,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -40,11 +41,14 @@ SHAPES = [  # channels and side of the map
     (256, 8),
     (512, 4),
 ]
+FIRST = [(2, 64), (3, 32)]  # input channels and side
 DENSITIES = (0.8, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)
 UNITS = (64, 128, 256, 512, 1024, 2048)
 IMAGES, STEPS = 32, 4
 ARITHMETICS = ("fp32", *["bf16"] * fast_bf16())
 KINDS = ("convolution", "linear")
+Case = tuple[nn.Module, Tensor, float | None]
+"""A network, its input and, where its first layer is in question, which is whole, the density behind that."""
 ALWAYS = Calibration("always", {f"{kind} {key}": [(1.0, 1.0)] for kind in KINDS for key in ("fp32", "bf16")})
 
 
@@ -59,7 +63,10 @@ def main() -> None:
     keep_pages()
     rounds = 3 if options.quick else 5
     rows = {
-        "convolution": [measured(9 * c, convolutions(c, side), rounds) for c, side in SHAPES],
+        "convolution": [
+            *(measured(9 * c, first(c, side), rounds, (1.0,)) for c, side in FIRST),
+            *(measured(9 * c, convolutions(c, side), rounds) for c, side in SHAPES),
+        ],
         "linear": [measured(units, linears(units), rounds) for units in UNITS],
     }
     boundaries = {
@@ -78,11 +85,11 @@ def main() -> None:
         TABLE.write_text(json.dumps(kinds, indent=2) + "\n", encoding="utf-8")
 
 
-def measured(size: int, make: Callable[[], tuple[nn.Module, Tensor]], rounds: int) -> dict:
+def measured(size: int, make: Callable[[], Case], rounds: int, densities: Sequence[float] = DENSITIES) -> dict:
     """One size: medians of all variants, and where connections begin to win."""
-    steps = {key: stepping(make, None, bf16=key == "bf16") for key in ARITHMETICS}
-    densities = [density for density in DENSITIES if density * size >= 1]
-    steps |= {f"{density:g}": stepping(make, density, bf16=False) for density in densities}
+    steps = {key: stepping(make, size, None, bf16=key == "bf16") for key in ARITHMETICS}
+    densities = [density for density in densities if density * size >= 1]
+    steps |= {f"{density:g}": stepping(make, size, density, bf16=False) for density in densities}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(rounds + 1):
         for name, step in steps.items():
@@ -113,40 +120,59 @@ def crossing(over: list[tuple[float, float]], dense: float) -> float:
     return 0.0
 
 
-def convolutions(channels: int, side: int) -> Callable[[], tuple[nn.Module, Tensor]]:
+def first(channels: int, side: int) -> Callable[[], Case]:
+    """A whole one before one over a tenth of its connections."""
+
+    def make() -> Case:
+        static = channels == 3
+        net = nn.Sequential(
+            *(nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), LIF(steps=STEPS, static=static)),
+            *(nn.MaxPool2d(2), nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), LIF(steps=STEPS)),
+        )
+        images = IMAGES if static else STEPS * IMAGES
+        return net, torch.rand(images, channels, side, side).round(), 0.1
+
+    return make
+
+
+def convolutions(channels: int, side: int) -> Callable[[], Case]:
     """Three of 3x3 behind one that makes spikes, and their input."""
 
-    def make() -> tuple[nn.Module, Tensor]:
+    def make() -> Case:
         layers: list[nn.Module] = [nn.Conv2d(2, channels, 1), nn.BatchNorm2d(channels), LIF(steps=STEPS, static=True)]
         for _ in range(3):
             conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(channels), LIF(steps=STEPS)]
         x = torch.randn(IMAGES, 2, side, side).contiguous(memory_format=torch.channels_last)
-        return nn.Sequential(*layers), x
+        return nn.Sequential(*layers), x, None
 
     return make
 
 
-def linears(units: int) -> Callable[[], tuple[nn.Module, Tensor]]:
+def linears(units: int) -> Callable[[], Case]:
     """Three of them behind one that makes spikes, and their input."""
 
-    def make() -> tuple[nn.Module, Tensor]:
+    def make() -> Case:
         layers: list[nn.Module] = [nn.Linear(4, units), LIF(steps=STEPS, static=True)]
         for _ in range(3):
             layers += [nn.Linear(units, units), LIF(steps=STEPS)]
-        return nn.Sequential(*layers), torch.randn(IMAGES, 4)
+        return nn.Sequential(*layers), torch.randn(IMAGES, 4), None
 
     return make
 
 
-def stepping(make: Callable[[], tuple[nn.Module, Tensor]], density: float | None, *, bf16: bool) -> Callable[[], float]:
+def stepping(make: Callable[[], Case], size: int, density: float | None, *, bf16: bool) -> Callable[[], float]:
     """A training step of a network; returns its seconds of the processor."""
     torch.manual_seed(0)
-    model, x = make()
+    model, x, behind = make()
     topology = None
-    if density is not None:
-        topology = regraft.Topology(model, density, "static", allocation="uniform", exclude=["0.weight"])
-    regraft.execute(model, topology, ALWAYS)
+    if behind is not None or density is not None:
+        share = density if behind is None else behind
+        topology = regraft.Topology(model, share, "static", allocation="uniform", exclude=["0.weight"])
+    table = ALWAYS
+    if behind is not None and density is None:
+        table = Calibration("all but the first", {key: [(size, 0.0), (size + 1, 1.0)] for key in ALWAYS.boundaries})
+    regraft.execute(model, topology, table)
     y = model(x)
     g = torch.randn(y.shape)
     g = g.contiguous(memory_format=torch.channels_last) if g.dim() == 4 else g

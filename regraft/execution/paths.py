@@ -31,10 +31,12 @@ Given = tuple[Tensor | None, Tensor | None, Any]
 
 @dataclass
 class Sparse:
-    """A convolution that may go over its connections alone, and the segment that reads it as input `place`."""
+    """A convolution that may go over its connections alone, and the segment, with the slot of its spikes, that reads
+    it as input `place`."""
 
     wired: Wired
     segment: Segment
+    slot: int
     place: int
 
     @property
@@ -51,8 +53,9 @@ class Paths:
 
     Attributes:
         calibration: the table that decides.
-        choices: for each wired layer of the program, why it is computed densely, as of the last forward pass; empty
-            where it goes over its connections.
+        choices: for each wired layer and each convolution of the program, why it is computed densely, as of the last
+            forward pass; empty where it goes over its connections. A first layer with few inputs may do so whole: what
+            lies behind it is in blocks then from the start.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Paths:
         kept = set(slots_in(program.result))
         for call in program.calls:
             name = names.get(id(getattr(call.what, "weight", None)), "")
-            if name not in wiring.masks:
+            if name not in wiring.masks and not (name and isinstance(call.what, nn.Conv2d)):
                 continue
             reading = [] if call.slot in kept else readers.get(call.slot, [])
             why = _inexpressible(call.what, reading)
@@ -80,7 +83,7 @@ class Paths:
             elif isinstance(call.what, nn.Conv2d) and not why:
                 segment: Any = reading[0].what
                 place = [arg.index for arg in reading[0].args].index(call.slot)
-                self._convolutions[call.slot] = Sparse(Wired(call.what, name), segment, place)
+                self._convolutions[call.slot] = Sparse(Wired(call.what, name), segment, reading[0].slot, place)
         self._halo = max((_one(each.conv.padding) for each in self._convolutions.values()), default=0)
         self._readers = {slot: [call.slot for call in calls] for slot, calls in readers.items()}
 
@@ -93,8 +96,11 @@ class Paths:
         """What one call gives; `dense(segment, *inputs)` computes a segment outside of blocks."""
         if call.slot in self._convolutions:
             each = self._convolutions[call.slot]
-            form = _form_of(args[0], each.segment.neuron)
-            why = self.choices[each.wired.name] = self._why_not_over(each, form)
+            why = self._why_not_over(each, _form_of(args[0], each.segment.neuron))
+            whole = not why and each.wired.density(self._wiring) == 1
+            if whole and not self._wanted(each.slot, args[0], each.segment.neuron):
+                why = "it is whole, and what reads it does not go over its connections"
+            self.choices[each.wired.name] = why
             if not why:
                 return self._convolution(each, args[0])
         if call.slot in self._linears:

@@ -25,7 +25,7 @@ class Wiring:
 
     def owed(self, name: str) -> Tensor | None:
         """Absent connections of a layer whose gradients the coming backward pass owes; None: nobody asks."""
-        if not self._topology.dense_gradient_due:
+        if name not in self.masks or not self._topology.dense_gradient_due:
             return None
         candidates = self._topology.candidates
         return ~self.masks[name] if candidates is None else candidates.get(name)
@@ -49,7 +49,7 @@ class Frozen:
 
 @dataclass
 class Wired:
-    """A layer whose weights are wired: its density and its pattern, made anew when its mask has changed."""
+    """A layer, its density and its pattern, made anew when its mask has changed; one without a mask is whole."""
 
     module: nn.Conv2d | nn.Linear
     name: str
@@ -59,8 +59,8 @@ class Wired:
 
     def density(self, wiring: Wiring | Frozen) -> float:
         """As it is now."""
-        mask = wiring.masks[self.name]
-        if self._version != mask._version:
+        mask = wiring.masks.get(self.name)
+        if mask is not None and self._version != mask._version:
             self._version, self._pattern = mask._version, None
             self._density = float(mask.sum()) / mask.numel()
         return self._density
@@ -69,13 +69,14 @@ class Wired:
         """Of the connections as they are now."""
         self.density(wiring)  # which looks whether the mask has changed
         if self._pattern is None or self._pattern.geometry != geometry:
-            self._pattern = Pattern(wiring.masks[self.name], geometry)
+            mask = wiring.masks.get(self.name)
+            self._pattern = Pattern(torch.ones(self.module.weight.shape) > 0 if mask is None else mask, geometry)
         return self._pattern
 
     def learnt(self, wiring: Wiring | Frozen, geometry: Geometry) -> Pattern | Literal["all"]:
         """The connections, existing or not, whose gradients the coming backward pass has to give."""
         absent = wiring.owed(self.name) if torch.is_grad_enabled() else None
-        if absent is None:
+        if absent is None or not bool(absent.any()):
             return self.pattern(wiring, geometry)
         learnt = wiring.masks[self.name] | absent
         return "all" if bool(learnt.all()) else Pattern(learnt, geometry)

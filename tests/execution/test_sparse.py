@@ -294,6 +294,25 @@ def test_a_sampling_rule_asks_for_the_gradients_of_its_sample_alone(monkeypatch)
     assert len(dense) == sum(bool((topology.masks[n] | c).all()) for n, c in topology.candidates.items()) < 3
 
 
+@pytest.mark.parametrize("behind", [0.0, 0.5])
+def test_a_whole_first_layer_goes_along_where_the_next_one_goes_over_connections(behind):
+    torch.manual_seed(0)
+    made = []
+    model = vgg16(classes=10, widths=[[8, 8], [16]], steps=3, size=16).double()
+    for net in (model, copy.deepcopy(model)):
+        topology = regraft.Topology(net, 0.2, "rigl", steps=100, every=3, seed=1, exclude=["features.0.weight"])
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        topology.attach(optimizer)
+        made.append((net, topology, optimizer))
+    table = Calibration("few inputs at any density", {"convolution fp32": ((27, 1.0), (28, behind))})
+    execution = execute(made[1][0], made[1][1], table)
+    dense, found = trained(made, torch.randn(16, 3, 16, 16, dtype=F64) * 2, 7)
+    assert found == pytest.approx(dense, rel=1e-9)
+    assert made[0][1].mask_hash == made[1][1].mask_hash
+    assert (not execution.choices["features.0.weight"]) is bool(behind)
+    assert not bool(behind) or not execution.choices["features.3.weight"]
+
+
 def test_gradients_accumulate():
     """Over two backward passes, each parameter in memory of its own."""
     made, _, x = pair("resnet")

@@ -8,7 +8,7 @@
 #include "lanes.h"
 #include "sparse.h"
 
-enum { TASKS = 64, TOGETHER = 8 };
+enum { TASKS = 64, TOGETHER = 8, AHEAD = 8 };
 
 typedef struct {
     const regraft_blocked *s;
@@ -61,17 +61,11 @@ INLINE channel channel_of(const run *r, int64_t c) {
     return k;
 }
 
-/* One term at one pixel, of the images from `lane` on. */
-INLINE vec term(const run *r, int i, int64_t at, int lane) {
-    const vec y = r->y[i][at];
-    return lane ? turned(y, lane) : y;
-}
-
 /* The sum of terms at one pixel. */
-INLINE vec current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits, int lane) {
-    vec x = term(r, 0, at, lane) * k->scale[0] + k->shift[0];
-    if (terms == 2) x += term(r, 1, at, lane) * k->scale[1] + k->shift[1];
-    if (terms == 3) x = add_where(x, (uint16_t)(r->added[at_bits] >> lane), splat(1));
+INLINE vec current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits) {
+    vec x = r->y[0][at] * k->scale[0] + k->shift[0];
+    if (terms == 2) x += r->y[1][at] * k->scale[1] + k->shift[1];
+    if (terms == 3) x = add_where(x, r->added[at_bits], splat(1));
     return x;
 }
 
@@ -137,11 +131,6 @@ INLINE uint16_t present(const regraft_blocked *s, int64_t b) {
     return (uint16_t)(b == s->per_step - 1 && s->lanes < LANES ? (1u << s->lanes) - 1 : 0xffffu);
 }
 
-/* Where step t begins in the block that it shares with others; 0 where each has its own. */
-INLINE int lane_of(const regraft_blocked *s, const int share, int64_t t) {
-    return share ? (int)(t & ((1 << share) - 1)) * (int)s->lanes : 0;
-}
-
 /* Where a run lies: its first pixel, and the way to the next row and to the next step's block. */
 typedef struct {
     int64_t at, row, step;
@@ -157,28 +146,66 @@ INLINE course course_of_bits(const regraft_blocked *s, int64_t b, int64_t h, int
 }
 
 /* Windows are pixels one by one, or the four of a pool: `p` is in the upper or lower row, left or right. */
-#define WITHIN(course, t, p, w) ((course).at + ((t) >> share) * (course).step + (high == 1 ? (w) : (p) / 2 * (course).row + 2 * (w) + (p) % 2))
+#define WITHIN(course, block, p, w) \
+    ((course).at + (block) * (course).step + (high == 1 ? (w) : (p) / 2 * (course).row + 2 * (w) + (p) % 2))
+
+/* Where 2^share steps share a block, as many windows are worked on together, so that all lanes are at work: `x`, a
+ * vector for each window with all steps of its block, becomes a vector for each step with all windows; and back. */
+INLINE void regroup(const int share, vec *x) {
+    const int together = 1 << share, each = LANES >> share;
+    for (int apart = together / 2; apart; apart /= 2) {
+        uint16_t second = 0; /* lanes of those columns that change places */
+        for (int i = 0; i < LANES; i++) second |= (uint16_t)((i / each & apart ? 1u : 0u) << i);
+        for (int i = 0; i < together; i++)
+            if (!(i & apart)) {
+                const vec a = x[i], b = x[i + apart];
+                x[i] = mixed(a, turned(b, -apart * each), second);
+                x[i + apart] = mixed(turned(a, apart * each), b, second);
+            }
+    }
+}
+
+/* The same of sets. */
+INLINE void regroup_sets(const int share, const uint16_t *from, uint16_t *to) {
+    const int together = 1 << share, each = LANES >> share;
+    for (int j = 0; j < together; j++) {
+        uint32_t set = 0;
+        for (int i = 0; i < together; i++)
+            set |= (uint32_t)(from[i] >> j * each & ((1u << each) - 1)) << i * each;
+        to[j] = (uint16_t)set;
+    }
+}
+
+/* Of windows `w` and behind it, up to `wide`, in the steps of a block. */
+INLINE void currents(const run *r, const channel *k, const int high, const int terms, const int share, course in,
+                     course added, int64_t block, int p, int64_t w, int64_t wide, vec *x) {
+    for (int j = 0; j < 1 << share && share; j++) __builtin_prefetch(r->y[0] + WITHIN(in, block, p, w + j + AHEAD));
+    for (int j = 0; j < 1 << share; j++)
+        x[j] = w + j < wide ? current(r, k, terms, WITHIN(in, block, p, w + j), WITHIN(added, block, p, w + j)) : splat(0);
+    regroup(share, x);
+}
 
 INLINE void fire_run(const run *r, const int high, const int terms, const int share, int64_t b, int64_t h, int64_t c) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, steps = s->steps;
-    const uint16_t there = present(s, b);
+    const int together = 1 << share;
+    const uint16_t there = share ? 0xffff : present(s, b);
     const numbers n = numbers_of(s);
     const channel k = channel_of(r, c);
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const course out = course_of_bits(s, b, h / high, c, s->height / high, wide);
-    for (int64_t w = 0; w < wide; w++) {
-        vec v[4] = {splat(0), splat(0), splat(0), splat(0)}, u;
-        for (int64_t t = 0; t < steps; t++) {
-            const int lane = lane_of(s, share, t);
-            const int64_t read = s->repeat ? 0 : t;
-            uint16_t any = 0;
-            for (int p = 0; p < high * high; p++) {
-                const int64_t at = WITHIN(in, read, p, w), at_bits = WITHIN(added, read, p, w);
-                any |= charge(&n, current(r, &k, terms, at, at_bits, s->repeat ? 0 : lane), v + p, &u);
+    for (int64_t w = 0; w < wide; w += together) {
+        vec v[4] = {splat(0), splat(0), splat(0), splat(0)}, x[4][LANES], u;
+        for (int64_t block = 0; block << share < steps; block++) {
+            uint16_t any[LANES] = {0}, sets[LANES];
+            for (int p = 0; p < high * high; p++)
+                currents(r, &k, high, terms, share, in, added, s->repeat ? 0 : block, p, w, wide, x[p]);
+            for (int i = 0; i < together && (block << share) + i < steps; i++) {
+                for (int p = 0; p < high * high; p++) any[i] |= charge(&n, x[p][s->repeat ? 0 : i], v + p, &u);
+                any[i] &= there;
             }
-            uint16_t *set = r->bits + out.at + (t >> share) * out.step + w;
-            *set = (uint16_t)((lane ? *set : 0) | (any & there) << lane);
+            regroup_sets(share, any, sets);
+            for (int j = 0; j < together && w + j < wide; j++) r->bits[out.at + block * out.step + w + j] = sets[j];
         }
     }
 }
@@ -187,74 +214,81 @@ typedef struct {
     vec g, gy[2], decay;
 } run_sums;
 
-INLINE void add_to(run_sums *sums, const run *r, const channel *k, const int terms, int64_t at, int lane, vec gx) {
-    sums->g += gx;
-    sums->gy[0] += gx * (term(r, 0, at, lane) - k->mean[0]);
-    if (terms == 2) sums->gy[1] += gx * (term(r, 1, at, lane) - k->mean[1]);
+/* Gradients of the currents of windows in a block, out to where they belong. */
+INLINE void give(const run *r, const channel *k, const int high, const int terms, const int share, course in, int64_t block,
+                 int p, int64_t w, int64_t wide, vec *gx, run_sums *sums) {
+    regroup(share, gx);
+    for (int j = 0; j < 1 << share && w + j < wide; j++) {
+        const int64_t at = WITHIN(in, block, p, w + j);
+        stream(r->gx + at, gx[j]);
+        sums->g += gx[j];
+        sums->gy[0] += gx[j] * (r->y[0][at] - k->mean[0]);
+        if (terms == 2) sums->gy[1] += gx[j] * (r->y[1][at] - k->mean[1]);
+    }
 }
 
-/* Membranes of some windows over all steps, then back through them. `u`, `f`: `[steps, high * high, together]`. */
-INLINE void unfire_run(const run *r, const int64_t steps, const int together, const int high, const int terms,
+/* Membranes of some groups of windows over all steps, then back through them. `u`, `f`: `[steps, high * high, groups]`. */
+INLINE void unfire_run(const run *r, const int64_t steps, const int groups, const int high, const int terms,
                        const int share, const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
                        uint16_t *restrict f, run_sums *to) {
     const regraft_blocked *s = r->s;
-    const int64_t wide = s->width / high, lines = s->height / high;
-    const int pixels = high * high;
+    const int64_t wide = s->width / high, lines = s->height / high, blocks = (steps + (1 << share) - 1) >> share;
+    const int pixels = high * high, together = 1 << share;
     const numbers n = numbers_of(s);
     const channel k = channel_of(r, c);
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const vec *grad = r->grad + ((b * lines + h / high) * s->channels + c) * wide;
     const int64_t later = s->per_step * lines * s->channels * wide;
     const int leaks = learn && s->gain != 1;
-    const uint16_t there = present(s, b);
     run_sums sums = *to;
-    for (int64_t from = 0; from < wide; from += together) {
-        const int here = wide - from < together ? (int)(wide - from) : together;
-        vec v[4 * TOGETHER], all[4 * TOGETHER];
+    for (int64_t from = 0; from < wide; from += groups * together) {
+        const int64_t left = (wide - from + together - 1) >> share;
+        const int here = left < groups ? (int)left : groups;
+        vec v[4 * TOGETHER], all[4 * TOGETHER], x[LANES], g[LANES], gx[LANES];
         for (int i = 0; i < pixels * here; i++) v[i] = splat(0);
-        for (int64_t t = 0; t < steps; t++)
+        for (int64_t block = 0; block < blocks; block++)
             for (int p = 0; p < pixels; p++)
                 for (int j = 0; j < here; j++) {
-                    const int64_t w = from + j, i = (t * pixels + p) * together + j;
-                    const int64_t at = WITHIN(in, t, p, w), at_bits = WITHIN(added, repeat ? 0 : t, p, w);
-                    const vec x = current(r, &k, terms, at, at_bits, repeat ? 0 : lane_of(s, share, t));
-                    f[i] = charge(&n, x, v + p * here + j, u + i);
+                    const int64_t w = from + j * together;
+                    currents(r, &k, high, terms, share, in, added, repeat ? 0 : block, p, w, wide, x);
+                    for (int64_t q = 0; q < together && (block << share) + q < steps; q++) {
+                        const int64_t i = (((block << share) + q) * pixels + p) * groups + j;
+                        f[i] = charge(&n, x[repeat ? 0 : q], v + p * here + j, u + i);
+                    }
                 }
         for (int i = 0; i < pixels * here; i++) v[i] = all[i] = splat(0);
-        for (int64_t t = steps - 1; t >= 0; t--)
+        for (int64_t block = blocks - 1; block >= 0; block--)
             for (int p = 0; p < pixels; p++)
                 for (int j = 0; j < here; j++) {
-                    const int64_t w = from + j, i = (t * pixels + p) * together + j, at = WITHIN(in, t, p, w);
-                    const int lane = lane_of(s, share, t), lane_in = repeat ? 0 : lane;
+                    const int64_t w = from + j * together;
+                    for (int q = 0; q < together; q++) g[q] = w + q < wide ? grad[block * later + w + q] : splat(0);
+                    regroup(share, g);
+                    if (leaks) currents(r, &k, high, terms, share, in, added, repeat ? 0 : block, p, w, wide, x);
                     vec *const back = v + p * here + j;
-                    vec onto = grad[(t >> share) * later + w];
-                    if (lane) onto = turned(onto, lane);
-                    if (high == 2) onto = only(onto, taken(f + t * pixels * together + j, together, p));
-                    onto -= n.through * (n.hard * u[i] + n.amount) * *back;
-                    vec gu = onto * slope(&n, u[i]) + (*back - only(n.hard * *back, f[i]));
-                    if (share) gu = only(gu, there); /* other steps' images are in the other lanes */
-                    const vec gx = n.gain * gu;
-                    *back = n.decay * gu;
-                    if (learn && t > 0) {
-                        const int64_t before = i - pixels * together;
-                        sums.decay += gu * (u[before] - only(n.hard * u[before] + n.amount, f[before]));
+                    for (int64_t q = together - 1; q >= 0; q--) {
+                        const int64_t t = (block << share) + q, i = (t * pixels + p) * groups + j;
+                        gx[q] = splat(0);
+                        if (t >= steps) continue;
+                        vec onto = g[q];
+                        if (high == 2) onto = only(onto, taken(f + t * pixels * groups + j, groups, p));
+                        onto -= n.through * (n.hard * u[i] + n.amount) * *back;
+                        const vec gu = onto * slope(&n, u[i]) + (*back - only(n.hard * *back, f[i]));
+                        gx[q] = n.gain * gu;
+                        *back = n.decay * gu;
+                        if (learn && t > 0) {
+                            const int64_t before = i - pixels * groups;
+                            sums.decay += gu * (u[before] - only(n.hard * u[before] + n.amount, f[before]));
+                        }
+                        /* the current, of which the decay leaves 1 - decay */
+                        if (leaks) sums.decay -= gu * x[repeat ? 0 : q];
+                        if (repeat) all[p * here + j] += gx[q];
                     }
-                    if (leaks) /* the current, of which the decay leaves 1 - decay */
-                        sums.decay -= gu * current(r, &k, terms, at, WITHIN(added, repeat ? 0 : t, p, w), lane_in);
-                    if (repeat) {
-                        all[p * here + j] += gx;
-                        continue;
-                    }
-                    add_to(&sums, r, &k, terms, at, lane, gx);
-                    const int opens = t == steps - 1 || !((t + 1) & ((1 << share) - 1)); /* its block, seen from behind */
-                    if (!share) stream(r->gx + at, gx);
-                    else if (opens) r->gx[at] = turned(gx, -lane);
-                    else r->gx[at] += turned(gx, -lane);
+                    if (!repeat) give(r, &k, high, terms, share, in, block, p, w, wide, gx, &sums);
                 }
         for (int i = 0; i < pixels * here && repeat; i++) {
-            const int64_t at = WITHIN(in, 0, i / here, from + i % here);
-            r->gx[at] = all[i];
-            add_to(&sums, r, &k, terms, at, 0, all[i]);
+            for (int q = 1; q < together; q++) gx[q] = splat(0);
+            gx[0] = all[i];
+            give(r, &k, high, terms, share, in, 0, i / here, from + i % here * together, wide, gx, &sums);
         }
     }
     *to = sums;
@@ -277,10 +311,13 @@ INLINE void unfire(const run *r, const int high, int64_t b, int64_t h, int64_t c
         unfire_run(r, 4, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
     } else if (usual && !s->share) {
         unfire_run(r, s->steps, TOGETHER, high, 1, 0, 0, 0, b, h, c, u, f, sums);
-    } else if (usual) {
-        unfire_run(r, s->steps, TOGETHER, high, 1, s->share, 0, 0, b, h, c, u, f, sums);
+    } else if (usual && s->share == 1) {
+        unfire_run(r, s->steps, TOGETHER / 2, high, 1, 1, 0, 0, b, h, c, u, f, sums);
+    } else if (usual && s->share == 2) {
+        unfire_run(r, s->steps, TOGETHER / 4, high, 1, 2, 0, 0, b, h, c, u, f, sums);
     } else {
-        unfire_run(r, s->steps, TOGETHER, high, s->terms, s->share, s->repeat, s->learn, b, h, c, u, f, sums);
+        const int groups = s->share > 3 ? 1 : TOGETHER >> s->share;
+        unfire_run(r, s->steps, groups, high, s->terms, s->share, s->repeat, s->learn, b, h, c, u, f, sums);
     }
 }
 
@@ -295,6 +332,7 @@ INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
             const int64_t b = unit / lines, h = unit % lines * high;
             if (!r->grad) {
                 if (s->terms == 1 && !s->share) fire_run(r, high, 1, 0, b, h, c);
+                else if (s->terms == 1 && s->share == 1) fire_run(r, high, 1, 1, b, h, c);
                 else fire_run(r, high, s->terms, s->share, b, h, c);
                 continue;
             }

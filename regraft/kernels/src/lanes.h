@@ -37,6 +37,7 @@ INLINE vec add_where_at(vec a, const uint16_t *set, vec x) {
     return (vec)_mm512_mask_add_ps((__m512)a, lanes, (__m512)a, (__m512)x);
 }
 INLINE vec only(vec a, uint16_t set) { return (vec)_mm512_maskz_mov_ps(set, (__m512)a); }
+INLINE vec mixed(vec a, vec b, uint16_t set) { return (vec)_mm512_mask_mov_ps((__m512)a, set, (__m512)b); }
 INLINE uint16_t at_least(vec a, real x) {
     return (uint16_t)_mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(x), _CMP_GE_OQ);
 }
@@ -57,6 +58,7 @@ INLINE ivec members(uint16_t set) {
     return (((ivec){0} + (whole_number)set) & bit) != 0;
 }
 INLINE vec only(vec a, uint16_t set) { return (vec)((ivec)a & members(set)); }
+INLINE vec mixed(vec a, vec b, uint16_t set) { return only(a, (uint16_t)~set) + only(b, set); }
 INLINE vec add_where(vec a, uint16_t set, vec x) { return a + only(x, set); }
 INLINE vec add_where_at(vec a, const uint16_t *set, vec x) { return add_where(a, *set, x); }
 INLINE uint16_t at_least(vec a, real x) {

@@ -193,9 +193,10 @@ typedef struct {
     vec *onto_x;
 } backward;
 
-static size_t error_size(const regraft_layer *s) {
+static size_t error_size(const backward *b) { /* of a block; none where nobody wants the input's gradient */
+    const regraft_layer *s = b->s;
     const size_t m = (size_t)s->margin;
-    return ((size_t)s->out_height + 2 * m + 4) * (size_t)s->out_channels * ((size_t)s->out_width + 2 * m) + POSITIONS;
+    return !b->onto_x ? 0 : ((size_t)s->out_height + 2 * m + 4) * (size_t)s->out_channels * ((size_t)s->out_width + 2 * m) + POSITIONS;
 }
 
 /* The gradient of y along one row of a channel; lanes that hold no image are 0. */
@@ -285,7 +286,7 @@ static void learn_block(const backward *b, const vec *x, int64_t block, vec *res
             const int64_t here = least(rows, H - row);
             for (int64_t r = 0; r < here; r++) {
                 error_of(b, ((block * H + row + r) * C + c) * W, c, there, chunk + r * W);
-                memcpy(error + ((row + r + m) * C + c) * (W + 2 * m) + m, chunk + r * W, sizeof(vec) * (size_t)W);
+                if (b->onto_x) memcpy(error + ((row + r + m) * C + c) * (W + 2 * m) + m, chunk + r * W, sizeof(vec) * (size_t)W);
             }
             if (x) learn_rows(b, 0, s->stride, x, row, here, c, chunk, onto);
             else if (s->stride == 1) learn_rows(b, 1, 1, bits, row, here, c, chunk, onto);
@@ -330,9 +331,9 @@ static void backward_task(void *context, void *scratch, int64_t task) {
     const regraft_layer *s = b->s;
     const int64_t tasks = least(TASKS, s->blocks), size = s->in_height * s->in_channels * s->in_width;
     const int64_t first = s->blocks * task / tasks, last = s->blocks * (task + 1) / tasks;
-    vec *error = scratch, *chunk = error + error_size(s), *x = chunk + (s->out_width > CHUNK ? s->out_width : CHUNK);
+    vec *error = scratch, *chunk = error + error_size(b), *x = chunk + (s->out_width > CHUNK ? s->out_width : CHUNK);
     real *value = (real *)(x + (b->x ? padded(s) : 0)), *onto = b->partial + task * s->connections;
-    memset(error, 0, sizeof(vec) * error_size(s));
+    memset(error, 0, sizeof(vec) * error_size(b));
     if (b->x) memset(x, 0, sizeof(vec) * padded(s));
     memset(onto, 0, sizeof(real) * (size_t)s->connections);
     if (b->onto_x) { /* weights in the order of the input's channels, all phases behind each other */
@@ -367,7 +368,7 @@ EXPORT int PUBLIC(layer_backward)(const regraft_layer *s, const uint16_t *bits, 
                   phases, value, partial, (vec *)onto_x};
     const int64_t tasks = least(TASKS, s->blocks);
     const size_t chunk = (size_t)(s->out_width > CHUNK ? s->out_width : CHUNK);
-    const size_t vectors = error_size(s) + chunk + (x ? padded(s) : 0);
+    const size_t vectors = error_size(&b) + chunk + (x ? padded(s) : 0);
     if (tasks && regraft_each(tasks, s->threads, sizeof(vec) * vectors + sizeof(real) * (size_t)s->connections,
                               backward_task, &b))
         return 1;
