@@ -46,15 +46,18 @@ def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answe
     recorder = OperationsRecorder(weighted_layers(model), steps)
 
     def keeping(model: nn.Module, x: Tensor) -> Tensor:
-        recorder.begin(len(x) if x.ndim == 4 else x.shape[1])  # images, or events with time first
         logits = model(x)
-        recorder.end()
         kept.append(logits.float().cpu())
+        with observing(
+            model
+        ) as handles:  # apart: looked at, a network leaves the path it was trained on, and rounds anew
+            handles.extend(recorder.listen())
+            recorder.begin(len(x) if x.ndim == 4 else x.shape[1])  # images, or events with time first
+            model(x)
+            recorder.end()
         return logits
 
-    with observing(model) as handles:
-        handles.extend(recorder.listen())
-        evaluation = evaluate(model, batches, forward=keeping)
+    evaluation = evaluate(model, batches, forward=keeping)
     return Answers(evaluation, torch.cat(kept, dim=-2), _dense(model, recorder, steps or 1))
 
 
