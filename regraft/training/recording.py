@@ -48,9 +48,8 @@ def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answe
     def keeping(model: nn.Module, x: Tensor) -> Tensor:
         logits = model(x)
         kept.append(logits.float().cpu())
-        with observing(
-            model
-        ) as handles:  # apart: looked at, a network leaves the path it was trained on, and rounds anew
+        # Apart: looked at, a network leaves the path that it was trained on, and rounds anew.
+        with observing(model) as handles:
             handles.extend(recorder.listen())
             recorder.begin(len(x) if x.ndim == 4 else x.shape[1])  # images, or events with time first
             model(x)
