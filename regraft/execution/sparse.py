@@ -126,17 +126,19 @@ class _Layer(torch.autograd.Function):
         bits, reals, y, value = ctx.saved_tensors
         g = g.contiguous()
         by_row = pattern if learnt == "all" else learnt
+        channels = (None,) * 4 if deferred.channels is None else tuple(_at(t) for t in deferred.channels)
+        described = _described(before, form, pattern, len(by_row))
         onto = torch.empty(len(by_row), dtype=y.dtype)
         partial = torch.empty(GROUPS * len(by_row), dtype=y.dtype)
         gx = torch.empty(before.shape, dtype=y.dtype) if ctx.needs_input_grad[0] else None
         kernels.layer_backward(
             TYPES[y.dtype],
-            _described(before, form, pattern, len(by_row)),
+            described,
             _at(bits),
             _at(reals),
             y.data_ptr(),
             g.data_ptr(),
-            (None,) * 4 if deferred.channels is None else tuple(_at(t) for t in deferred.channels),
+            channels,
             by_row.rows,
             pattern.phases,
             value.data_ptr(),
@@ -148,14 +150,18 @@ class _Layer(torch.autograd.Function):
         if of_bias is not None and deferred.channels is not None:
             _, scale, k0, _ = deferred.channels
             of_bias = scale * (of_bias - form.rows * k0)  # what is centred sums to 0
-        of_weight = torch.zeros(shape, dtype=y.dtype)
-        if learnt == "all":
-            if reals is None:
-                x = blocked.unblocked_spikes(before, bits, pattern.geometry.halo, y.dtype)
-            else:
-                x = blocked.unblocked(before, reals)
-            of_y = blocked.unblocked(form, deferred.settle(g, y))
-            of_weight.copy_(_dense_gradient(x.to(ctx.product), of_y.to(ctx.product), pattern.geometry).view(shape))
+        if learnt != "all":
+            of_weight = torch.zeros(shape, dtype=y.dtype)
+        elif reals is None:
+            of_weight = torch.empty(shape, dtype=y.dtype)
+            geometry = pattern.geometry
+            kernel = kernels.Kernel(*geometry.kernel, geometry.dilation, geometry.groups)
+            places = (bits.data_ptr(), y.data_ptr(), g.data_ptr(), channels, of_weight.data_ptr())
+            kernels.dense_gradient(TYPES[y.dtype], described, kernel, *places)
+        else:
+            x, of_y = blocked.unblocked(before, reals), blocked.unblocked(form, deferred.settle(g, y))
+            of_weight = _dense_gradient(x.to(ctx.product), of_y.to(ctx.product), pattern.geometry)
+            of_weight = of_weight.to(y.dtype).reshape(shape)
         deferred.channels = None
         of_weight.view(-1)[by_row.index] = onto  # beside all, too: the connections' own change nothing
         return gx, of_weight, of_bias, None

@@ -37,6 +37,7 @@ X86 = {
     "avx2": ["-mavx2", "-mfma"],
 }
 STORES = {"f32": "F32", "bf16": "BF16"}
+SPARSE = ("sparse", "blocked", "dense_gradient")
 
 
 class BuildError(Exception):
@@ -72,11 +73,9 @@ def compile_library(target: Path, extra: list[str] | None = None) -> None:
     for isa, flags in instruction_sets().items():
         units += [("segment.c", f"segment_{t}_{isa}", [*flags, *_type(t, s, isa)]) for t, s in STORES.items()]
         sparse = [*flags, *_type("f32", "F32", isa)]
-        units += [(f"{name}.c", f"{name}_{isa}", sparse) for name in ("sparse", "blocked")]
+        units += [(f"{name}.c", f"{name}_{isa}", sparse) for name in SPARSE]
     # Double precision is for tests of exactness, and needs no speed.
-    units += [
-        (f"{name}.c", f"{name}_f64", _type("f64", "F64", "portable")) for name in ("segment", "sparse", "blocked")
-    ]
+    units += [(f"{name}.c", f"{name}_f64", _type("f64", "F64", "portable")) for name in ("segment", *SPARSE)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         objects = [Path(folder) / f"{name}.o" for _, name, _ in units]
 

@@ -27,6 +27,12 @@ class Layer(ctypes.Structure):
     )
 
 
+class Kernel(ctypes.Structure):
+    """`regraft_kernel`."""
+
+    _fields_ = tuple(_fields(ctypes.c_int64, "height width dilation groups"))
+
+
 class Blocked(ctypes.Structure):
     """`regraft_blocked`."""
 
@@ -118,6 +124,14 @@ def layer_backward(
         ctypes.byref(table),
         *pointers(value, onto, onto_x, partial),
     )
+
+
+def dense_gradient(
+    type: Type, layer: Layer, kernel: Kernel, bits: int, y: int, g: int, channels: Sequence[Address], onto: int
+) -> None:
+    """Gradients of all weights, existing or not, over spikes; `channels` as in `layer_backward`."""
+    shapes = (ctypes.byref(layer), ctypes.byref(kernel))
+    call(type, "dense_gradient", *shapes, *pointers(bits, y, g, *channels, onto))
 
 
 def fire(type: Type, shape: Blocked, terms: Sequence[Term], added: Address, bits: int) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -133,6 +133,45 @@ def test_a_linear_layer_is_the_product_with_zeros(shape, inputs, outputs, densit
     assert torch.allclose(x2.grad, x.grad, atol=1e-10)
     if bias:
         assert torch.allclose(twin.bias.grad, layer_.bias.grad, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([1, 2, 3, 5]),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([1, 2]),
+    st.tuples(st.sampled_from([4, 8, 17, 30, 61]), st.sampled_from([4, 9, 16, 33, 700])),
+    st.tuples(st.integers(1, 5), st.sampled_from([1, 7, 17, 33])),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 2, 5, 17]),
+    st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    st.integers(0, 2),
+    st.integers(0, 10**6),
+)
+def test_gradients_of_all_weights_are_those_of_the_dense_product(
+    kernel, stride, dilation, size, channels, groups, images, rate, more, seed
+):
+    """Several windows an image and several images a window, more than 16 outputs, groups that share a vector."""
+    torch.manual_seed(seed)
+    inputs, outputs = (groups * each for each in channels)
+    assume(min(size) > dilation * (kernel - 1))
+    padding = max(0, dilation * (kernel - 1) // 2 + more - 1)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False).to(F64)
+    x = (torch.rand(images, inputs, *size) < rate).to(F64)
+    y = conv(x)
+    g = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(y, [conv.weight], g)
+    geometry = Geometry(inputs, *size, outputs, (kernel,) * 2, stride, padding, dilation, groups, padding + more)
+    pattern = Pattern(torch.zeros(conv.weight.shape) > 0, geometry)
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            current = layer(spikes_of(x, 1, padding + more), conv.weight, None, pattern, learnt="all")
+            (found,) = torch.autograd.grad(blocked.plain(current), [conv.weight], g)
+        finally:
+            torch.set_num_threads(before)
+        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_what_growth_asks_for_leaves_the_gradients_of_connections_as_they_are():

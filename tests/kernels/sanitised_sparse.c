@@ -1,5 +1,5 @@
 /* Random sparse layers and blocked neurons over arrays of exactly the promised sizes: for AddressSanitizer and
- * UndefinedBehaviorSanitizer. Usage: run ROUNDS SEED. Compiled with one build of sparse.c and blocked.c. */
+ * UndefinedBehaviorSanitizer. Usage: run ROUNDS SEED. Compiled with one build of the sources of sparse layers. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +20,8 @@ int PUBLIC(layer_forward)(const regraft_layer *, const uint16_t *, const real *,
 int PUBLIC(layer_backward)(const regraft_layer *, const uint16_t *, const real *, const real *, const real *, const real *,
                            const real *, const real *, const real *, const regraft_rows *, const regraft_phase *,
                            const real *, real *, real *, real *);
+int PUBLIC(dense_gradient)(const regraft_layer *, const regraft_kernel *, const uint16_t *, const real *, const real *,
+                           const real *, const real *, const real *, const real *, real *);
 int PUBLIC(blocked_fire)(const regraft_blocked *, const real *, const real *, const real *, const real *, const real *,
                          const real *, const uint16_t *, uint16_t *);
 int PUBLIC(blocked_unfire)(const regraft_blocked *, const real *, const real *, const real *, const real *, const real *,
@@ -48,11 +50,12 @@ int main(int argc, char **argv) {
     srand(argc > 2 ? (unsigned)atoi(argv[2]) : 0);
     for (int round = 0; round < atoi(argv[1]); round++) {
         const int64_t kernel = pick(1, 3), stride = pick(1, 2), padding = pick(0, kernel - 1), halo = padding + pick(0, 1);
-        const int64_t ci = pick(1, 5), co = pick(1, 5), steps = pick(1, 9), images = rand() % 2 ? 1 << pick(0, 3) : pick(1, 35);
+        const int64_t ci = pick(1, 5), co = rand() % 4 ? pick(1, 5) : pick(15, 33), steps = pick(1, 9), images = rand() % 2 ? 1 << pick(0, 3) : pick(1, 35);
         const int64_t low = kernel - 2 * padding > 0 ? kernel - 2 * padding : 1;
         /* Steps of few images share blocks; what is in them then counts as one step. */
         const int share = images == 8 ? 1 : images == 4 ? 2 : images == 2 ? 3 : images == 1 ? 4 : 0, all_lanes = share ? steps * images : images;
-        const int64_t h = pick(low, low + 20), w = pick(low, low + 20), per_step = (all_lanes + 15) / 16;
+        const int64_t far = rand() % 8 ? 20 : 60; /* some images are larger than a window */
+        const int64_t h = pick(low, low + far), w = pick(low, low + far), per_step = (all_lanes + 15) / 16;
         const int64_t blocks = share ? per_step : steps * per_step;
         const int64_t oh = (h + 2 * padding - kernel) / stride + 1, ow = (w + 2 * padding - kernel) / stride + 1;
         const int64_t all = co * ci * kernel * kernel;
@@ -119,6 +122,10 @@ int main(int argc, char **argv) {
                                                 normal ? NULL : bias, k[0], y, normal ? sums : NULL, normal ? room : NULL);
                 failed |= PUBLIC(layer_backward)(&s, real_input ? NULL : bits, real_input ? x : NULL, y, g, normal ? k[0] : NULL,
                                                  k[1], k[2], k[3], &rows, phases, value, onto, rand() % 4 ? gx : NULL, partial);
+                const regraft_kernel area = {kernel, kernel, 1, 1};
+                real *every = reals(all);
+                failed |= PUBLIC(dense_gradient)(&s, &area, bits, y, g, normal ? k[0] : NULL, k[1], k[2], k[3], every);
+                free(every);
                 failed |= PUBLIC(unblock_reals)(&e, plain, gx) | PUBLIC(unblock_spikes)(&e, plain, bits);
 
                 const int pool = oh % 2 == 0 && ow % 2 == 0 && rand() % 2;

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "lanes.h"
+#include "error.h"
 #include "sparse.h"
 
 enum { TASKS = 8, CHUNK = 256 };
@@ -184,8 +184,8 @@ EXPORT int PUBLIC(layer_forward)(const regraft_layer *s, const uint16_t *bits, c
 typedef struct {
     const regraft_layer *s;
     const uint16_t *bits;
-    const vec *x, *y, *g;
-    const real *mean, *scale, *k0, *k1; /* NULL: g is the gradient of y as it is */
+    const vec *x;
+    regraft_error error;
     regraft_rows rows;
     const regraft_phase *phases;
     const real *value;
@@ -197,18 +197,6 @@ static size_t error_size(const backward *b) { /* of a block; none where nobody w
     const regraft_layer *s = b->s;
     const size_t m = (size_t)s->margin;
     return !b->onto_x ? 0 : ((size_t)s->out_height + 2 * m + 4) * (size_t)s->out_channels * ((size_t)s->out_width + 2 * m) + POSITIONS;
-}
-
-/* The gradient of y along one row of a channel; lanes that hold no image are 0. */
-INLINE void error_of(const backward *b, int64_t place, int64_t c, uint16_t there, vec *restrict to) {
-    const int64_t W = b->s->out_width;
-    const vec *g = b->g + place, *y = b->y + place;
-    if (!b->mean) {
-        memcpy(to, g, sizeof(vec) * (size_t)W);
-        return;
-    }
-    const vec mean = splat(b->mean[c]), scale = splat(b->scale[c]), k0 = splat(b->k0[c]), k1 = splat(b->k1[c]);
-    for (int64_t w = 0; w < W; w++) to[w] = only(scale * (g[w] - k0 - k1 * (y[w] - mean)), there);
 }
 
 /* The error where the input fired, or times the input; `x`: sets or vectors. */
@@ -285,7 +273,7 @@ static void learn_block(const backward *b, const vec *x, int64_t block, vec *res
         for (int64_t c = 0; c < C; c++) {
             const int64_t here = least(rows, H - row);
             for (int64_t r = 0; r < here; r++) {
-                error_of(b, ((block * H + row + r) * C + c) * W, c, there, chunk + r * W);
+                error_of(&b->error, ((block * H + row + r) * C + c) * W, c, W, there, chunk + r * W);
                 if (b->onto_x) memcpy(error + ((row + r + m) * C + c) * (W + 2 * m) + m, chunk + r * W, sizeof(vec) * (size_t)W);
             }
             if (x) learn_rows(b, 0, s->stride, x, row, here, c, chunk, onto);
@@ -364,8 +352,8 @@ EXPORT int PUBLIC(layer_backward)(const regraft_layer *s, const uint16_t *bits, 
                                   const real *mean, const real *scale, const real *k0, const real *k1,
                                   const regraft_rows *rows, const regraft_phase *phases, const real *value, real *onto,
                                   real *onto_x, real *partial) {
-    backward b = {s,    bits, (const vec *)x, (const vec *)y, (const vec *)g, mean, scale, k0, k1, *rows,
-                  phases, value, partial, (vec *)onto_x};
+    const regraft_error error = {(const vec *)y, (const vec *)g, mean, scale, k0, k1};
+    backward b = {s, bits, (const vec *)x, error, *rows, phases, value, partial, (vec *)onto_x};
     const int64_t tasks = least(TASKS, s->blocks);
     const size_t chunk = (size_t)(s->out_width > CHUNK ? s->out_width : CHUNK);
     const size_t vectors = error_size(&b) + chunk + (x ? padded(s) : 0);

@@ -21,6 +21,10 @@ typedef struct {
     int32_t threads;
 } regraft_layer;
 
+typedef struct {
+    int64_t height, width, dilation, groups;
+} regraft_kernel;
+
 /* Connections by output channel: those of channel c are first[c] to first[c + 1]. `at` is where each reads, from the
  * first pixel under the kernel, in elements of the input with its halo. */
 typedef struct {
