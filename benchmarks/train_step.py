@@ -10,9 +10,9 @@ torch.compile. `floor` is the convolutions and linear layers alone. A variant ha
 it comes, tuned, and tuned in bf16; the fastest of all rivals in this run; the floor of its precision; itself on one
 thread, if there are several. Of one thread CPU seconds count, else the wall clock.
 
-Beside each row: `losses`, the first and the last of 20 steps from the same weights on the same `loss_batch` samples
-(the timed batch; fewer with --quick), and `first_step_s`, wall seconds of the first step with whatever it compiles. A
-training is chaotic: rounding separates the losses slowly, the wrong mathematics at once.
+Beside each row: `losses`, the first and the last of 20 steps from the same weights on the same few samples
+(`loss_batch`), and `first_step_s`, wall seconds of the first step with whatever it compiles. A training is chaotic:
+rounding separates the losses slowly, the wrong mathematics at once.
 
 All workers stay alive: the whole set on `dvs` holds about 15 GB. A variant that has no figures is in `left_out`.
 """
@@ -44,10 +44,10 @@ from regraft.kernels.processor import fast_bf16
 QUICK = {
     "workloads": ["cifar", "dvs"],
     "variants": ["spikingjelly", "spikingjelly-tuned", "regraft", "floor"],
-    "loss_batch": {"cifar": 4, "dvs": 1, "resnet19": 1},
     "rounds": 3,
 }
 LOSS_STEPS = 20
+LOSS_BATCH = {"cifar": 4, "dvs": 1, "resnet19": 1}
 COMPILE_LIMIT_S = 300.0
 """torch.compile of a loop over T = 16 has been seen not to end in 240 s."""
 ONE_THREAD = "-one-thread"
@@ -124,7 +124,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure and print a table a workload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="under 5 minutes: fewer variants, rounds, loss samples")
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes: fewer variants and rounds")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS)
@@ -141,7 +141,7 @@ def main() -> None:
     document = _document(given.threads, rounds)
     for workload in given.workload or (QUICK["workloads"] if given.quick else WORKLOADS):
         batch = given.batch or WORKLOADS[workload].batch
-        loss_batch = min(batch, QUICK["loss_batch"][workload]) if given.quick else batch
+        loss_batch = min(batch, LOSS_BATCH[workload])
         planned = jobs(workload, names, batch, loss_batch, given.threads)
         found = measure(workload, planned, batch, loss_batch, rounds)
         document["rows"] += found["rows"]
