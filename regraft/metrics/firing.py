@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from regraft.metrics.exact import EXACT, peak
 from regraft.metrics.observe import first_tensor
 
 NEURON_CLASSES = frozenset(
@@ -64,7 +65,14 @@ def channel_axis(module: nn.Module, shape: torch.Size, samples: int, steps: int 
 
 def binary(x: Tensor) -> bool:
     """Whether every value is 0 or 1: spikes are known by value."""
-    return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
+    return peak(x, 1) is not None
+
+
+def _by_unit(spikes: Tensor, axis: int) -> Tensor:
+    """How many spikes along each other axis, int64."""
+    others = [other for other in range(spikes.dim()) if other != axis]
+    kind = torch.float32 if spikes.numel() <= EXACT * spikes.shape[axis] else torch.float64
+    return (spikes.sum(others, dtype=kind) if others else spikes).to(torch.int64)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ class FiringRecorder:
             self.graded.add(name)
             return
         axis = channel_axis(module, out.shape, self.samples, self.steps)
-        spikes = out.movedim(axis, 0).flatten(1).sum(1, dtype=torch.int64) if out.dim() > 1 else out.long()
+        spikes = _by_unit(out, axis)
         key = (name, spikes.numel())
         self._spikes[key] = self._spikes[key] + spikes if key in self._spikes else spikes
         self._elements[key] = self._elements.get(key, 0) + out.numel()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from regraft.errors import RegraftError, UsageError
@@ -56,6 +57,7 @@ class Measurement:
         connections: one row for each prunable tensor.
         parameters: `(existing, of)`.
         operations: one row for each Linear or Conv module that ran.
+        whole: the same, for the same inputs of each layer, if every connection existed.
         firing: one row for each neuron module whose outputs are spikes.
         neurons: removable, constant and silent units (silent: on the first batch); None where they cannot be known.
         notes: what was not counted, and why.
@@ -66,6 +68,7 @@ class Measurement:
     connections: tuple[Connections, ...]
     parameters: tuple[int, int]
     operations: tuple[LayerOperations, ...]
+    whole: tuple[LayerOperations, ...]
     firing: tuple[Firing, ...]
     neurons: NeuronReport | None
     densities: Densities
@@ -257,6 +260,7 @@ def measure(
     connections = count_connections(model, topology)
     parameters = count_parameters(model, connections)
     result = operations.result(masks)
+    whole = operations.result({name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()})
     notes = _uncounted(model, layers, operations.unheard())
     notes += [f"{name}: its outputs are not all 0 or 1, so it has no firing rate" for name in sorted(firing.graded)]
     report: NeuronReport | None = None
@@ -271,6 +275,7 @@ def measure(
         connections=connections,
         parameters=parameters,
         operations=result,
+        whole=whole,
         firing=firing.result(),
         neurons=report,
         densities=_densities(connections, parameters, result, masks),

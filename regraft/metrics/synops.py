@@ -26,15 +26,9 @@ from torch import Tensor, nn
 
 from regraft.errors import ShapeError
 from regraft.metrics.connections import CONVOLUTIONS, TRANSPOSED, Layer
+from regraft.metrics.exact import peak, summed
 
 MOST_SPIKES = 64  # a value above this is a grey level, not a number of spikes
-
-
-def spike_counts(x: Tensor) -> bool:
-    """Whether every value is a whole number from 0 to `MOST_SPIKES`."""
-    if x.dtype == torch.bool:
-        return True
-    return bool(((x >= 0) & (x <= MOST_SPIKES) & (x == x.round())).all())
 
 
 def spatial_axes(layer: Layer) -> int:
@@ -183,11 +177,12 @@ class OperationsRecorder:
         tally.outputs += rows.shape[0] * torch.Size(out_size).numel()
         call, tally.calls = tally.calls, tally.calls + 1
         key = (call, size, out_size)
-        if call not in tally.real and not spike_counts(x):
+        highest = None if call in tally.real else peak(x, MOST_SPIKES)
+        if highest is None:
             tally.real.add(call)
-        if call not in tally.real:
-            _add(tally.spikes, key, rows.sum(0, dtype=torch.int64))
-        _add(tally.nonzero, key, (rows != 0).sum(0))
+        else:
+            _add(tally.spikes, key, summed(rows, MOST_SPIKES))
+        _add(tally.nonzero, key, summed(rows if highest in (0, 1) else rows != 0, 1))
         tally.values[key] = tally.values.get(key, 0) + rows.shape[0]
 
     def unheard(self) -> list[str]:

@@ -25,7 +25,8 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy of the mean logits, share of right answers, samples, firing rate of each neuron layer."""
+    """Mean cross-entropy of the mean logits, share of right answers, samples; the firing rate of each neuron layer,
+    where it was asked for."""
 
     loss: float
     accuracy: float
@@ -33,16 +34,21 @@ class Evaluation:
     rates: dict[str, float]
 
 
-def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = None) -> Evaluation:
+def evaluate(model: nn.Module, batches: Batches, *, forward: Forward | None = None, rates: bool = False) -> Evaluation:
     """Run `model` in eval mode over `batches` of `(x, y)`; the mode it was in is restored.
 
-    `forward(model, x)` gives the logits `[N, K]` or `[T, N, K]`; `model(x)` unless given.
-    Raises `UsageError` if there is no sample.
+    Args:
+        forward: `forward(model, x)` gives the logits `[N, K]` or `[T, N, K]`; `model(x)` unless given.
+        rates: take firing rates, too. Neurons that are looked at are called one by one, so it takes longer.
+
+    Raises:
+        UsageError: there is no sample.
     """
     loss = right = samples = 0.0
     totals: dict[str, list[float]] = {}
     with observing(model) as handles:
-        handles += _listen(model, totals)
+        if rates:
+            handles += _listen(model, totals)
         for x, y in _on_device(model, batches):
             logits = over_time(model(x) if forward is None else forward(model, x), "mean").float()
             loss += float(cross_entropy(logits, y)) * len(y)

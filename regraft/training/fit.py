@@ -280,7 +280,8 @@ class _Training:
         own = None
         if ranks.rank * EVALUATE < len(split):
             with arithmetic(device_of(self.recipe), self.parts.precision):
-                own = evaluate(self.parts.model, plain_batches(split, EVALUATE, part=(ranks.rank, ranks.world)))
+                share = plain_batches(split, EVALUATE, part=(ranks.rank, ranks.world))
+                own = evaluate(self.parts.model, share, rates=True)
         return combined([found for found in ranks.gather(own) if found is not None])
 
     def _diverged(self, loss: float, where: str) -> TrainingError:

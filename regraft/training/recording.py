@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 
 from regraft.distill import over_time
 from regraft.metrics import neuron_modules
-from regraft.metrics.connections import weighted_layers
 from regraft.metrics.firing import binary, known_steps
 from regraft.metrics.observe import first_tensor, observing
-from regraft.metrics.synops import OperationsRecorder
 from regraft.training.evaluate import Evaluation, evaluate
 from regraft.training.files import write_bytes
 
@@ -26,52 +23,20 @@ NEURONS = 47  # a layer in the raster; a prime, or an even spacing would meet th
 WIDE = 2**16  # inputs that a 2-byte column index can tell apart
 
 
-@dataclass(frozen=True)
-class Answers:
-    """One pass over labelled samples: `evaluation`; `logits` `[N, K]` or `[T, N, K]` on the CPU; `dense`, what these
-    samples and spikes would cost a network of the same layers with every connection."""
-
-    evaluation: Evaluation
-    logits: Tensor
-    dense: dict[str, float]
-
-
-def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Answers:
-    """Run `model` over `batches` of `(x, y)` as `evaluate` does, and keep what it answers.
+def answers(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Evaluation, Tensor]:
+    """What `evaluate` finds of `model` on `batches` of `(x, y)`, and its logits `[N, K]` or `[T, N, K]`, on the CPU.
 
     Raises `UsageError` if there is no sample.
     """
     kept: list[Tensor] = []
-    steps = known_steps(neuron_modules(model))
-    recorder = OperationsRecorder(weighted_layers(model), steps)
 
     def keeping(model: nn.Module, x: Tensor) -> Tensor:
         logits = model(x)
         kept.append(logits.float().cpu())
-        # Apart: looked at, a network leaves the path that it was trained on, and rounds anew.
-        with observing(model) as handles:
-            handles.extend(recorder.listen())
-            recorder.begin(len(x) if x.ndim == 4 else x.shape[1])  # images, or events with time first
-            model(x)
-            recorder.end()
         return logits
 
     evaluation = evaluate(model, batches, forward=keeping)
-    return Answers(evaluation, torch.cat(kept, dim=-2), _dense(model, recorder, steps or 1))
-
-
-def _dense(model: nn.Module, recorder: OperationsRecorder, steps: int) -> dict[str, float]:
-    """Operations a sample if every connection existed: `step` and `steps`, MACs of one step and of all T (static
-    layers once); `acs` and `macs`, what the inputs that really arrived would cause."""
-    every = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in weighted_layers(model).items()}
-    rows = recorder.result(every)
-    size = {row.name: every[row.name].numel() * row.positions for row in rows}
-    return {
-        "step": sum(size.values()),
-        "steps": sum(size[row.name] * steps / row.repeats for row in rows),
-        "acs": sum(row.acs for row in rows) / recorder.samples,
-        "macs": sum(row.macs for row in rows) / recorder.samples,
-    }
+    return evaluation, torch.cat(kept, dim=-2)
 
 
 def calibration(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any] | None:

@@ -16,12 +16,13 @@ from regraft.distill import AverageTeacher, NestedTeacher, NetworkTeacher, Previ
 from regraft.errors import RunError, TrainingError
 from regraft.execution import execute
 from regraft.metrics import Measurement, measure
+from regraft.metrics.connections import weighted_layers
 from regraft.training.build import Parts, arithmetic
 from regraft.training.evaluate import Evaluation, evaluate
 from regraft.training.files import write_json
 from regraft.training.load import load
 from regraft.training.recipe import Recipe
-from regraft.training.recording import BINS, Answers, agreement, answers, calibration, storage, write_activity
+from regraft.training.recording import BINS, agreement, answers, calibration, storage, write_activity
 from regraft.training.run import RunFolder
 
 FORMAT = 1
@@ -43,10 +44,9 @@ def finish(
     selected = best.model.to(test.y.device)
     execute(selected, best.topology, parts.execution.calibration)
     with arithmetic(test.y.device, parts.precision):  # what is counted below is counted in fp32
-        own = answers(model, plain_batches(test, 256))
+        last, logits = answers(model, plain_batches(test, 256))
         best_accuracy = evaluate(selected, plain_batches(test, 256)).accuracy
-        taught = teacher_logits(parts, own.logits)
-    last = own.evaluation
+        taught = teacher_logits(parts, logits)
     if not math.isfinite(last.loss):
         raise TrainingError(f"the loss on the test set is {last.loss} at the end of {run.path}: lower training.lr")
     epochs = [r for r in _records(run.path) if r["kind"] == "epoch"]
@@ -70,22 +70,22 @@ def finish(
         "connections": {"existing": topology.connections, "of": topology.possible},
         "exploration": topology.exploration,
         "mask_hash": topology.mask_hash,
-        **_cost(cost, heard, own),
+        **_cost(model, cost, heard),
         "bytes": storage(model, topology.masks),
         "seconds": {
             "train": round(seconds, 3),
             "rewiring": round(sum(e.seconds for e in topology.events), 4),
         },
         "teacher": teacher_of(recipe, parts, teacher_run, taught),
-        "agreement": None if taught is None else agreement(own.logits, taught, test.y),
+        "agreement": None if taught is None else agreement(logits, taught, test.y),
         "calibration": {
             "bins": BINS,
-            "student": calibration(own.logits, test.y.cpu()),
+            "student": calibration(logits, test.y.cpu()),
             "teacher": None if taught is None else calibration(taught, test.y.cpu()),
         },
     }
     x, y = next(plain_batches(test, 1))
-    answer = int(over_time(own.logits, "mean")[0].argmax())
+    answer = int(over_time(logits, "mean")[0].argmax())
     write_activity(run.path / "activity.safetensors", model, x, int(y[0]), answer)
     write_json(run.path / "result.json", result)  # the last: its presence means finished
     return result
@@ -110,7 +110,7 @@ def teacher_logits(parts: Parts, own: Tensor) -> Tensor | None:
         evaluate(parts.model, plain_batches(test, 256), forward=half)
         return torch.cat(kept, dim=-2).float().cpu()
     if isinstance(teacher, NetworkTeacher | AverageTeacher) or (isinstance(teacher, PreviousTeacher) and teacher.ready):
-        return answers(teacher.model, plain_batches(test, 256)).logits
+        return answers(teacher.model, plain_batches(test, 256))[1]
     return None
 
 
@@ -158,9 +158,8 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _cost(cost: Measurement, heard: Measurement, own: Answers) -> dict[str, Any]:
-    """Operations on the test set (`cost`, and of a dense network `own`); what never fired, on the validation split
-    (`heard`)."""
+def _cost(model: nn.Module, cost: Measurement, heard: Measurement) -> dict[str, Any]:
+    """Operations on the test set (`cost`); what never fired, on the validation split (`heard`)."""
     neurons = cost.neurons
     silent = {row.name: row.silent for row in heard.firing}
     return {
@@ -170,7 +169,7 @@ def _cost(cost: Measurement, heard: Measurement, own: Answers) -> dict[str, Any]
             "macs": cost.macs / cost.samples,
             "macs_repeated": cost.macs_if_repeated / cost.samples,
             "steps": cost.steps or 1,  # a network without neurons that we know computes once
-            "dense": own.dense,
+            "dense": _dense(model, cost),
         },
         "energy": {
             "joule": cost.energy * 1e-12,
@@ -194,4 +193,17 @@ def _cost(cost: Measurement, heard: Measurement, own: Answers) -> dict[str, Any]
             ],
         },
         "rates": {row.name: row.rate for row in cost.firing},
+    }
+
+
+def _dense(model: nn.Module, cost: Measurement) -> dict[str, float]:
+    """Operations a sample if every connection existed: `step` and `steps`, MACs of one step and of all T (static
+    layers once); `acs` and `macs`, what the inputs that really arrived would cause."""
+    layers, steps = weighted_layers(model), cost.steps or 1
+    size = {row.name: layers[row.name].weight.numel() * row.positions for row in cost.whole}
+    return {
+        "step": sum(size.values()),
+        "steps": sum(size[row.name] * steps / row.repeats for row in cost.whole),
+        "acs": sum(row.acs for row in cost.whole) / cost.samples,
+        "macs": sum(row.macs for row in cost.whole) / cost.samples,
     }

@@ -22,7 +22,7 @@ def net():
 
 
 def test_the_figures_are_means_over_samples_not_over_batches(net):
-    found = evaluate(net, BATCHES)
+    found = evaluate(net, BATCHES, rates=True)
     net.eval()
     x, y = (torch.cat(parts) for parts in zip(*BATCHES, strict=True))
     with torch.no_grad():
@@ -32,6 +32,7 @@ def test_the_figures_are_means_over_samples_not_over_batches(net):
     assert found.accuracy == int((logits.argmax(1) == y).sum()) / 11
     assert found.loss == pytest.approx(float(F.cross_entropy(logits, y)), rel=1e-6)
     assert found.rates == {"2": pytest.approx(float(spikes.mean()))}
+    assert evaluate(net, BATCHES).rates == {}
 
 
 def test_logits_of_several_steps_are_averaged_first(net):
@@ -58,14 +59,14 @@ def test_no_trace_is_left(net):
     net[1].eval()  # frozen by its owner
     before = {name: t.clone() for name, t in net.state_dict().items()}
     random = torch.get_rng_state()
-    evaluate(net, BATCHES)
+    evaluate(net, BATCHES, rates=True)
     assert [m.training for m in net.modules()] == [True, True, False, True, True, True]
     assert not any(m._forward_hooks for m in net.modules())
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
 
     with pytest.raises(RuntimeError):
-        evaluate(net, [(torch.ones(2, 99), torch.zeros(2, dtype=torch.long))])
+        evaluate(net, [(torch.ones(2, 99), torch.zeros(2, dtype=torch.long))], rates=True)
     assert [m.training for m in net.modules()] == [True, True, False, True, True, True]
     assert not any(m._forward_hooks for m in net.modules())
 
