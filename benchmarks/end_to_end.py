@@ -2,6 +2,7 @@
 
     python benchmarks/end_to_end.py cifar100_minutes --densities 0.1 0.05 --seeds 0 1 2 --json PATH
     python benchmarks/end_to_end.py digits --seeds 0 1 2 3 4 --ways plain sparse --against plain --json PATH
+    python benchmarks/end_to_end.py cifar100_small --seeds 0 --ways dense --epochs 14  # what an hour gives without
 
 Ways: `plain` without compiled kernels, `dense` with fused neurons and dense products, `sparse` as shipped, which goes
 over existing connections where that is faster. Each run is a process of its own, one thread, on a processor of its
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["dense", "sparse"])
     parser.add_argument("--against", choices=WAYS, default="dense", help="the way that the others are compared with")
+    parser.add_argument("--epochs", type=int, help="unless given, the recipe's")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,6 +49,7 @@ def main() -> None:
         cores.put(core)
     jobs = [
         {"recipe": options.recipe, "arm": options.arm, "density": density, "seed": seed, "way": way}
+        | ({"epochs": options.epochs} if options.epochs else {})
         for density in options.densities
         for seed in options.seeds
         for way in options.ways
@@ -86,7 +89,7 @@ def trained(job: dict[str, Any], cores: Queue[int]) -> dict[str, Any]:
     return row
 
 
-def one(recipe: str, arm: str, density: float, seed: int, way: str, folder: str) -> None:
+def one(recipe: str, arm: str, density: float, seed: int, way: str, folder: str, epochs: int | None = None) -> None:
     """The training itself."""
     import torch
 
@@ -97,7 +100,8 @@ def one(recipe: str, arm: str, density: float, seed: int, way: str, folder: str)
     torch.set_num_threads(1)
     if way != "sparse":
         build.calibration_of = lambda recipe: Calibration("never", {})
-    chosen = load_study(recipe, {"seed": seed, "topology.density": density}, (arm,)).arms[arm]
+    settings = {"seed": seed, "topology.density": density} | ({"training.epochs": epochs} if epochs else {})
+    chosen = load_study(recipe, settings, (arm,)).arms[arm]
     fit(chosen, Path(folder) / "run")
 
 
