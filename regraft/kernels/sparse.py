@@ -62,7 +62,7 @@ class Rows(ctypes.Structure):
 class Phase(ctypes.Structure):
     """`regraft_phase`."""
 
-    _fields_ = (*_fields(ctypes.c_int64, "row column"), *_fields(ctypes.c_void_p, "first at source"))
+    _fields_ = (*_fields(ctypes.c_int64, "row column bands"), *_fields(ctypes.c_void_p, "first at source"))
 
 
 class Term(NamedTuple):

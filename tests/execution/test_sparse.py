@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import regraft
 from regraft.execution import Calibration, blocked, execute, paths, sparse
+from regraft.execution import pattern as patterns
 from regraft.execution.blocked import Spikes
 from regraft.execution.calibration import boundary
 from regraft.execution.engines import engine
@@ -64,12 +65,20 @@ def convolutions(draw: st.DrawFn) -> dict:
         "bias": draw(st.booleans()),
         "halo": padding + draw(st.integers(0, 1)),
         "learnt": draw(st.sampled_from(["pattern", "some", "all"])),
+        "band": draw(st.sampled_from([1, 3, 16])),
     }
 
 
 @settings(max_examples=120, deadline=None)
 @given(convolutions(), st.integers(0, 10**6))
 def test_a_layer_is_the_convolution_with_zeros(c, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patterns, "BAND", c["band"])
+        patch.setattr(patterns, "FEW", 0)
+        is_the_convolution_with_zeros(c, seed)
+
+
+def is_the_convolution_with_zeros(c, seed):
     torch.manual_seed(seed)
     conv = nn.Conv2d(
         c["inputs"], c["outputs"], c["kernel"], c["stride"], c["padding"], c["dilation"], c["groups"], c["bias"]

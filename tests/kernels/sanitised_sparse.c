@@ -75,21 +75,23 @@ int main(int argc, char **argv) {
         first[co] = n;
         /* By input channel: the smallest margin that holds, as execution/pattern.py finds it. */
         int64_t margin = 0;
+        const int64_t bands = pick(1, 3); /* of output channels: c belongs to band c * bands / co */
         for (int pass = 0; pass < 2; pass++) {
             regraft_phase phases[4];
             int32_t *arrays[8];
             int64_t *starts[4];
             for (int64_t p = 0; p < stride * stride; p++) {
                 const int64_t row = p / stride, column = p % stride;
-                starts[p] = malloc((size_t)(ci + 1) * sizeof **starts);
+                starts[p] = malloc((size_t)(bands * ci + 1) * sizeof **starts);
                 arrays[2 * p] = malloc((size_t)(n ? n : 1) * 4), arrays[2 * p + 1] = malloc((size_t)(n ? n : 1) * 4);
                 int64_t m = 0;
-                for (int64_t i = 0; i < ci; i++) {
-                    starts[p][i] = m;
+                for (int64_t j = 0; j < bands * ci; j++) {
+                    const int64_t i = j % ci;
+                    starts[p][j] = m;
                     for (int64_t k = 0; k < n; k++) {
                         const int32_t *c = where + 4 * k;
                         int64_t down = row + padding - c[2], right = column + padding - c[3];
-                        if (c[1] != i || (down % stride + stride) % stride || (right % stride + stride) % stride) continue;
+                        if (c[1] != i || c[0] * bands / co != j / ci || (down % stride + stride) % stride || (right % stride + stride) % stride) continue;
                         down = (down - (down < 0 ? stride - 1 : 0)) / stride, right = (right - (right < 0 ? stride - 1 : 0)) / stride;
                         const int64_t rows = (h - row + stride - 1) / stride, columns = (w - column + stride - 1) / stride;
                         if (pass == 0) {
@@ -102,8 +104,8 @@ int main(int argc, char **argv) {
                         arrays[2 * p + 1][m++] = (int32_t)k;
                     }
                 }
-                starts[p][ci] = m;
-                phases[p] = (regraft_phase){row, column, starts[p], arrays[2 * p], arrays[2 * p + 1]};
+                starts[p][bands * ci] = m;
+                phases[p] = (regraft_phase){row, column, bands, starts[p], arrays[2 * p], arrays[2 * p + 1]};
             }
             if (pass == 1) {
                 regraft_layer s = {blocks, per_step, all_lanes - 16 * (per_step - 1), ci, h, w, halo, co, oh, ow, stride, padding, n,

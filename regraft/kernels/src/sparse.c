@@ -263,7 +263,7 @@ INLINE void learn_rows(const backward *b, const int spikes, const int64_t stride
 
 /* The error signal of a block, with its margin, and what the connections learn from it. Rows of a channel are made
  * side by side in `chunk`: they lie a power of two apart, and read in place they would push each other out. */
-static void learn_block(const backward *b, const vec *x, int64_t block, vec *restrict error, vec *restrict chunk, real *onto) {
+static __attribute__((noinline)) void learn_block(const backward *b, const vec *x, int64_t block, vec *restrict error, vec *restrict chunk, real *onto) {
     const regraft_layer *s = b->s;
     const int64_t C = s->out_channels, W = s->out_width, m = s->margin, H = s->out_height;
     const uint16_t *bits = b->bits + block * (s->in_height + 2 * s->halo) * s->in_channels * (s->in_width + 2 * s->halo);
@@ -282,26 +282,28 @@ static void learn_block(const backward *b, const vec *x, int64_t block, vec *res
         }
 }
 
-/* The input's gradient at the pixels of one phase, `high` x `wide` of them at a time. */
+/* The input's gradient at the pixels of one phase, `high` x `wide` of them at a time. All of its sums come through the
+ * channels of a band before the next, so that errors are read from the nearest cache; `kept`: sums in between. */
 INLINE void spread(const int high, const int wide, const backward *b, const regraft_phase *p, const real *value,
-                   const vec *error, vec *to) {
+                   const vec *error, vec *kept, vec *to) {
     const regraft_layer *s = b->s;
     const int64_t C = s->in_channels, W = s->in_width, across = s->out_width + 2 * s->margin;
-    const int64_t line = s->out_channels * across;
+    const int64_t line = s->out_channels * across, below = s->stride * C * W;
     const int64_t rows = (s->in_height - p->row + s->stride - 1) / s->stride;
     const int64_t columns = (W - p->column + s->stride - 1) / s->stride;
     for (int64_t row = 0; row < rows; row += high)
         for (int64_t column = 0; column < columns; column += wide) {
             const vec *from = error + row * line + column;
             const int up = (int)least(high, rows - row), over = (int)least(wide, columns - column);
-            for (int64_t c = 0; c < C; c++) {
+            for (int64_t j = 0; j < p->bands * C; j++) {
+                const int64_t first = p->first[j], c = j % C;
                 vec acc[POSITIONS];
-                for (int i = 0; i < high * wide; i++) acc[i] = splat(0);
-                const int64_t first = p->first[c];
-                sum_reals(high, wide, 1, from, line, p->at + first, value + first, p->first[c + 1] - first, acc);
+                for (int i = 0; i < high * wide; i++) acc[i] = j < C ? splat(0) : kept[c * POSITIONS + i];
+                sum_reals(high, wide, 1, from, line, p->at + first, value + first, p->first[j + 1] - first, acc);
                 vec *out = to + ((p->row + row * s->stride) * C + c) * W + p->column + column * s->stride;
-                const int64_t below = s->stride * C * W;
-                if (s->stride == 1 && up == high && over == wide) {
+                if (j < (p->bands - 1) * C) {
+                    for (int i = 0; i < high * wide; i++) kept[c * POSITIONS + i] = acc[i];
+                } else if (s->stride == 1 && up == high && over == wide) {
                     for (int r = 0; r < high; r++)
                         for (int i = 0; i < wide; i++) stream(out + r * below + i, acc[r * wide + i]);
                 } else { /* from a copy: registers have no index */
@@ -319,7 +321,8 @@ static void backward_task(void *context, void *scratch, int64_t task) {
     const regraft_layer *s = b->s;
     const int64_t tasks = least(TASKS, s->blocks), size = s->in_height * s->in_channels * s->in_width;
     const int64_t first = s->blocks * task / tasks, last = s->blocks * (task + 1) / tasks;
-    vec *error = scratch, *chunk = error + error_size(b), *x = chunk + (s->out_width > CHUNK ? s->out_width : CHUNK);
+    vec *error = scratch, *chunk = error + error_size(b), *kept = chunk + (s->out_width > CHUNK ? s->out_width : CHUNK);
+    vec *x = kept + s->in_channels * POSITIONS;
     real *value = (real *)(x + (b->x ? padded(s) : 0)), *onto = b->partial + task * s->connections;
     memset(error, 0, sizeof(vec) * error_size(b));
     if (b->x) memset(x, 0, sizeof(vec) * padded(s));
@@ -327,7 +330,7 @@ static void backward_task(void *context, void *scratch, int64_t task) {
     if (b->onto_x) { /* weights in the order of the input's channels, all phases behind each other */
         real *to = value;
         for (int64_t p = 0; p < s->stride * s->stride; p++)
-            for (int64_t k = 0; k < b->phases[p].first[s->in_channels]; k++) *to++ = b->value[b->phases[p].from[k]];
+            for (int64_t k = 0; k < b->phases[p].first[b->phases[p].bands * s->in_channels]; k++) *to++ = b->value[b->phases[p].from[k]];
     }
     for (int64_t block = first; block < last; block++) {
         if (b->x) lay_out(b->x + block * size, s->in_height, s->in_channels, s->in_width, s->halo, x);
@@ -337,10 +340,10 @@ static void backward_task(void *context, void *scratch, int64_t task) {
             const regraft_phase *phase = b->phases + p;
             const int64_t width = (s->in_width + s->stride - 1) / s->stride;
             vec *to = b->onto_x + block * size;
-            if (width > POSITIONS / 2 || s->in_height == 1) spread(1, POSITIONS, b, phase, of, error, to);
-            else if (width > POSITIONS / 4) spread(2, POSITIONS / 2, b, phase, of, error, to);
-            else spread(4, POSITIONS / 4, b, phase, of, error, to);
-            of += phase->first[s->in_channels];
+            if (width > POSITIONS / 2 || s->in_height == 1) spread(1, POSITIONS, b, phase, of, error, kept, to);
+            else if (width > POSITIONS / 4) spread(2, POSITIONS / 2, b, phase, of, error, kept, to);
+            else spread(4, POSITIONS / 4, b, phase, of, error, kept, to);
+            of += phase->first[phase->bands * s->in_channels];
         }
     }
     streamed();
@@ -356,7 +359,7 @@ EXPORT int PUBLIC(layer_backward)(const regraft_layer *s, const uint16_t *bits, 
     backward b = {s, bits, (const vec *)x, error, *rows, phases, value, partial, (vec *)onto_x};
     const int64_t tasks = least(TASKS, s->blocks);
     const size_t chunk = (size_t)(s->out_width > CHUNK ? s->out_width : CHUNK);
-    const size_t vectors = error_size(&b) + chunk + (x ? padded(s) : 0);
+    const size_t vectors = error_size(&b) + chunk + (size_t)(s->in_channels * POSITIONS) + (x ? padded(s) : 0);
     if (tasks && regraft_each(tasks, s->threads, sizeof(vec) * vectors + sizeof(real) * (size_t)s->connections,
                               backward_task, &b))
         return 1;

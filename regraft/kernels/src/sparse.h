@@ -33,9 +33,10 @@ typedef struct {
 } regraft_rows;
 
 /* Connections by input channel, for the input pixels (row + stride i, column + stride j): `at` within the error signal
- * with its margin, `from` the number of the connection. */
+ * with its margin, `from` the number of the connection. First come those of a band of neighbouring output channels, then
+ * those of the next: band b, channel c are first[b * C + c] to first[b * C + c + 1]. */
 typedef struct {
-    int64_t row, column;
+    int64_t row, column, bands;
     const int64_t *first;
     const int32_t *at, *from;
 } regraft_phase;
