@@ -9,7 +9,6 @@ from torch import Tensor
 
 from regraft.kernels.sparse import Phase, Rows
 
-
 BAND, FEW = 16, 5
 """Output channels whose errors fit the nearest cache, and connections of an input channel to these from which on it
 pays to sum band by band (measured on Zen 4)."""
@@ -92,7 +91,7 @@ class Pattern:
     @property
     def phases(self) -> list[Phase]:
         """By input channel, for a kernel; valid while this pattern lives."""
-        return [Phase(p.row, p.column, p.bands, p.first.data_ptr(), p.at.data_ptr(), p.source.data_ptr()) for p in self._phases]
+        return [Phase(p.row, p.column, p.bands, *map(Tensor.data_ptr, (p.first, p.at, p.source))) for p in self._phases]
 
     def _by_input(self, out: Tensor, channel: Tensor, row: Tensor, column: Tensor) -> tuple[int, list[Step]]:
         """Input pixels get error from the output pixels that read them, which depends on their place mod stride."""
