@@ -80,7 +80,8 @@ def test_the_shipped_tables_are_tables(monkeypatch):
         monkeypatch.setattr(calibration, "instruction_set", lambda kind=kind: "avx512" if kind == "amx" else kind)
         monkeypatch.setattr(calibration, "processor_flags", lambda has=has: has)
         table = shipped()
-        assert 0 < boundary(table, "convolution", "fp32", 576) <= 1
+        found = boundary(table, "convolution", "fp32", 576)
+        assert found == 0 if kind == "portable" else 0 < found <= 1
         assert restored(described(table)) == table
     shipped.cache_clear()
 
