@@ -34,8 +34,7 @@ INLINE int64_t place_bits(const regraft_blocked *s, int64_t t, int64_t b, int64_
 /* The numbers of a neuron and of a channel, in registers: what is read through a pointer would be read again after
  * every store. */
 typedef struct {
-    vec decay, gain, hard, amount, through, sharp, at;
-    real threshold;
+    part decay, gain, hard, amount, through, sharp, at;
     int surrogate;
 } numbers;
 
@@ -43,12 +42,11 @@ INLINE numbers numbers_of(const regraft_blocked *s) {
     const real narrow = (real)(s->surrogate == TRIANGLE || s->surrogate == RECTANGLE ? 1 / s->shape : s->shape);
     return (numbers){.decay = splat((real)s->decay), .gain = splat((real)s->gain), .hard = splat(s->hard ? 1 : 0),
                      .amount = splat(s->hard ? 0 : (real)s->amount), .through = splat(s->detach ? 0 : 1),
-                     .sharp = splat(narrow), .at = splat((real)s->threshold), .threshold = (real)s->threshold,
-                     .surrogate = s->surrogate};
+                     .sharp = splat(narrow), .at = splat((real)s->threshold), .surrogate = s->surrogate};
 }
 
 typedef struct {
-    vec scale[2], shift[2], mean[2];
+    part scale[2], shift[2], mean[2];
 } channel;
 
 INLINE channel channel_of(const run *r, int64_t c) {
@@ -62,55 +60,55 @@ INLINE channel channel_of(const run *r, int64_t c) {
 }
 
 /* The sum of terms at one pixel. */
-INLINE vec current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits) {
-    vec x = r->y[0][at] * k->scale[0] + k->shift[0];
-    if (terms == 2) x += r->y[1][at] * k->scale[1] + k->shift[1];
-    if (terms == 3) x = add_where(x, r->added[at_bits], splat(1));
+INLINE part current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits, int q) {
+    part x = r->y[0][at].part[q] * k->scale[0] + k->shift[0];
+    if (terms == 2) x += r->y[1][at].part[q] * k->scale[1] + k->shift[1];
+    if (terms == 3) x = add_where_at(x, r->added + at_bits, q, splat(1));
     return x;
 }
 
 /* u = decay v + gain x; v after the reset, which takes `hard * u + amount` from those that fired: these are returned. */
-INLINE uint16_t charge(const numbers *n, vec x, vec *v, vec *u) {
-    const vec now = n->decay * *v + n->gain * x;
-    const uint16_t set = at_least(now, n->threshold);
+INLINE mask charge(const numbers *n, part x, part *v, part *u) {
+    const part now = n->decay * *v + n->gain * x;
+    const mask fired = at_least(now, n->at);
     *u = now;
-    *v = now - only(n->hard * now + n->amount, set);
-    return set;
+    *v = now - only(n->hard * now + n->amount, fired);
+    return fired;
 }
 
-INLINE vec exp_negative(vec x) { /* of -87 to 0; as in segment.c */
+INLINE part exp_negative(part x) { /* of -87 to 0; as in segment.c */
 #if STORE == F64
-    for (int i = 0; i < LANES; i++) x[i] = exp(x[i]);
+    for (int i = 0; i < PART; i++) x[i] = exp(x[i]);
     return x;
 #else
-    const vec n = x * 1.44269504f - 0.5f;
-    const ivec whole = __builtin_convertvector(n, ivec);
-    const vec f = __builtin_convertvector(whole, vec);
-    const vec r = x - f * 0.693359375f + f * 2.12194440e-4f;
-    vec p = splat(1.9875691500e-4f);
+    const part n = x * 1.44269504f - 0.5f;
+    const ipart whole = __builtin_convertvector(n, ipart);
+    const part f = __builtin_convertvector(whole, part);
+    const part r = x - f * 0.693359375f + f * 2.12194440e-4f;
+    part p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * (vec)((whole + 127) << 23);
+    return p * (part)((whole + 127) << 23);
 #endif
 }
 
-INLINE vec sigmoid_slope(vec x, vec sharp) {
+INLINE part sigmoid_slope(part x, part sharp) {
     x = positive(87 - magnitude(x) * sharp) - 87; /* not below -87 */
-    const vec e = exp_negative(x);
+    const part e = exp_negative(x);
     return sharp * e / ((1 + e) * (1 + e));
 }
 
 /* The surrogate's slope at u. */
-INLINE vec slope(const numbers *n, vec u) {
-    const vec over = u - n->at;
+INLINE part slope(const numbers *n, part u) {
+    const part over = u - n->at;
     if (n->surrogate == TRIANGLE) return positive(1 - magnitude(over) * n->sharp) * n->sharp;
-    if (n->surrogate == RECTANGLE) return (vec)((ivec)n->sharp & (magnitude(over) * n->sharp < splat((real)0.5)));
+    if (n->surrogate == RECTANGLE) return only(n->sharp, below(magnitude(over) * n->sharp, splat((real)0.5)));
     if (n->surrogate == ATAN) {
-        const vec arc = (real)1.57079632679489662 * n->sharp * over;
+        const part arc = (real)1.57079632679489662 * n->sharp * over;
         return n->sharp * (real)0.5 / (1 + arc * arc);
     }
     return sigmoid_slope(over, n->sharp);
@@ -149,23 +147,7 @@ INLINE course course_of_bits(const regraft_blocked *s, int64_t b, int64_t h, int
 #define WITHIN(course, block, p, w) \
     ((course).at + (block) * (course).step + (high == 1 ? (w) : (p) / 2 * (course).row + 2 * (w) + (p) % 2))
 
-/* Where 2^share steps share a block, as many windows are worked on together, so that all lanes are at work: `x`, a
- * vector for each window with all steps of its block, becomes a vector for each step with all windows; and back. */
-INLINE void regroup(const int share, vec *x) {
-    const int together = 1 << share, each = LANES >> share;
-    for (int apart = together / 2; apart; apart /= 2) {
-        uint16_t second = 0; /* lanes of those columns that change places */
-        for (int i = 0; i < LANES; i++) second |= (uint16_t)((i / each & apart ? 1u : 0u) << i);
-        for (int i = 0; i < together; i++)
-            if (!(i & apart)) {
-                const vec a = x[i], b = x[i + apart];
-                x[i] = mixed(a, turned(b, -apart * each), second);
-                x[i + apart] = mixed(turned(a, apart * each), b, second);
-            }
-    }
-}
-
-/* The same of sets. */
+/* Sets of images of each step, from those of windows (see `regroup`), or back. */
 INLINE void regroup_sets(const int share, const uint16_t *from, uint16_t *to) {
     const int together = 1 << share, each = LANES >> share;
     for (int j = 0; j < together; j++) {
@@ -181,7 +163,9 @@ INLINE void currents(const run *r, const channel *k, const int high, const int t
                      course added, int64_t block, int p, int64_t w, int64_t wide, vec *x) {
     for (int j = 0; j < 1 << share && share; j++) __builtin_prefetch(r->y[0] + WITHIN(in, block, p, w + j + AHEAD));
     for (int j = 0; j < 1 << share; j++)
-        x[j] = w + j < wide ? current(r, k, terms, WITHIN(in, block, p, w + j), WITHIN(added, block, p, w + j)) : splat(0);
+        for (int q = 0; q < PARTS; q++)
+            x[j].part[q] = w + j < wide ? current(r, k, terms, WITHIN(in, block, p, w + j), WITHIN(added, block, p, w + j), q)
+                                        : splat(0);
     regroup(share, x);
 }
 
@@ -195,13 +179,19 @@ INLINE void fire_run(const run *r, const int high, const int terms, const int sh
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const course out = course_of_bits(s, b, h / high, c, s->height / high, wide);
     for (int64_t w = 0; w < wide; w += together) {
-        vec v[4] = {splat(0), splat(0), splat(0), splat(0)}, x[4][LANES], u;
+        vec v[4] = {0}, x[4][LANES];
         for (int64_t block = 0; block << share < steps; block++) {
             uint16_t any[LANES] = {0}, sets[LANES];
             for (int p = 0; p < high * high; p++)
                 currents(r, &k, high, terms, share, in, added, s->repeat ? 0 : block, p, w, wide, x[p]);
             for (int i = 0; i < together && (block << share) + i < steps; i++) {
-                for (int p = 0; p < high * high; p++) any[i] |= charge(&n, x[p][s->repeat ? 0 : i], v + p, &u);
+                for (int q = 0; q < PARTS; q++) {
+                    mask fired = (mask){0};
+                    part u;
+                    for (int p = 0; p < high * high; p++)
+                        fired |= charge(&n, x[p][s->repeat ? 0 : i].part[q], v[p].part + q, &u);
+                    any[i] |= set_of(fired, q);
+                }
                 any[i] &= there;
             }
             regroup_sets(share, any, sets);
@@ -220,14 +210,24 @@ INLINE void give(const run *r, const channel *k, const int high, const int terms
     regroup(share, gx);
     for (int j = 0; j < 1 << share && w + j < wide; j++) {
         const int64_t at = WITHIN(in, block, p, w + j);
-        stream(r->gx + at, gx[j]);
-        sums->g += gx[j];
-        sums->gy[0] += gx[j] * (r->y[0][at] - k->mean[0]);
-        if (terms == 2) sums->gy[1] += gx[j] * (r->y[1][at] - k->mean[1]);
+        for (int q = 0; q < PARTS; q++) {
+            const part g = gx[j].part[q];
+            stream(r->gx + at, q, g);
+            sums->g.part[q] += g;
+            sums->gy[0].part[q] += g * (r->y[0][at].part[q] - k->mean[0]);
+            if (terms == 2) sums->gy[1].part[q] += g * (r->y[1][at].part[q] - k->mean[1]);
+        }
     }
 }
 
-/* Membranes of some groups of windows over all steps, then back through them. `u`, `f`: `[steps, high * high, groups]`. */
+/* The gradient of a membrane u before its reset, from that of its spike and of what it leaves, `back`. */
+INLINE part through_reset(const numbers *n, part u, part onto, part back) {
+    onto -= n->through * (n->hard * u + n->amount) * back;
+    return onto * slope(n, u) + (back - only(n->hard * back, at_least(u, n->at)));
+}
+
+/* Membranes of some groups of windows over all steps, then back through them. `u`, `f` (the spikes, for a pool):
+ * `[steps, high * high, groups]`. */
 INLINE void unfire_run(const run *r, const int64_t steps, const int groups, const int high, const int terms,
                        const int share, const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
                        uint16_t *restrict f, run_sums *to) {
@@ -245,48 +245,55 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int groups, cons
         const int64_t left = (wide - from + together - 1) >> share;
         const int here = left < groups ? (int)left : groups;
         vec v[4 * TOGETHER], all[4 * TOGETHER], x[LANES], g[LANES], gx[LANES];
-        for (int i = 0; i < pixels * here; i++) v[i] = splat(0);
+        for (int i = 0; i < pixels * here; i++) v[i] = (vec){0};
         for (int64_t block = 0; block < blocks; block++)
             for (int p = 0; p < pixels; p++)
                 for (int j = 0; j < here; j++) {
                     const int64_t w = from + j * together;
                     currents(r, &k, high, terms, share, in, added, repeat ? 0 : block, p, w, wide, x);
-                    for (int64_t q = 0; q < together && (block << share) + q < steps; q++) {
-                        const int64_t i = (((block << share) + q) * pixels + p) * groups + j;
-                        f[i] = charge(&n, x[repeat ? 0 : q], v + p * here + j, u + i);
+                    for (int64_t i = 0; i < together && (block << share) + i < steps; i++) {
+                        const int64_t at = (((block << share) + i) * pixels + p) * groups + j;
+                        uint16_t fired = 0;
+                        for (int q = 0; q < PARTS; q++)
+                            fired |= set_of(charge(&n, x[repeat ? 0 : i].part[q], v[p * here + j].part + q, u[at].part + q), q);
+                        if (high == 2) f[at] = fired;
                     }
                 }
-        for (int i = 0; i < pixels * here; i++) v[i] = all[i] = splat(0);
+        for (int i = 0; i < pixels * here; i++) v[i] = all[i] = (vec){0};
         for (int64_t block = blocks - 1; block >= 0; block--)
             for (int p = 0; p < pixels; p++)
                 for (int j = 0; j < here; j++) {
                     const int64_t w = from + j * together;
-                    for (int q = 0; q < together; q++) g[q] = w + q < wide ? grad[block * later + w + q] : splat(0);
+                    for (int i = 0; i < together; i++) g[i] = w + i < wide ? grad[block * later + w + i] : (vec){0};
                     regroup(share, g);
                     if (leaks) currents(r, &k, high, terms, share, in, added, repeat ? 0 : block, p, w, wide, x);
-                    vec *const back = v + p * here + j;
-                    for (int64_t q = together - 1; q >= 0; q--) {
-                        const int64_t t = (block << share) + q, i = (t * pixels + p) * groups + j;
-                        gx[q] = splat(0);
-                        if (t >= steps) continue;
-                        vec onto = g[q];
-                        if (high == 2) onto = only(onto, taken(f + t * pixels * groups + j, groups, p));
-                        onto -= n.through * (n.hard * u[i] + n.amount) * *back;
-                        const vec gu = onto * slope(&n, u[i]) + (*back - only(n.hard * *back, f[i]));
-                        gx[q] = n.gain * gu;
-                        *back = n.decay * gu;
-                        if (learn && t > 0) {
-                            const int64_t before = i - pixels * groups;
-                            sums.decay += gu * (u[before] - only(n.hard * u[before] + n.amount, f[before]));
+                    for (int64_t i = together - 1; i >= 0; i--) {
+                        const int64_t t = (block << share) + i, at = (t * pixels + p) * groups + j;
+                        if (t >= steps) {
+                            gx[i] = (vec){0};
+                            continue;
                         }
-                        /* the current, of which the decay leaves 1 - decay */
-                        if (leaks) sums.decay -= gu * x[repeat ? 0 : q];
-                        if (repeat) all[p * here + j] += gx[q];
+                        const uint16_t wanted = high == 2 ? taken(f + t * pixels * groups + j, groups, p) : 0xffff;
+                        for (int q = 0; q < PARTS; q++) {
+                            part *const back = v[p * here + j].part + q;
+                            const part onto = high == 2 ? only(g[i].part[q], members(wanted, q)) : g[i].part[q];
+                            const part gu = through_reset(&n, u[at].part[q], onto, *back);
+                            gx[i].part[q] = n.gain * gu;
+                            *back = n.decay * gu;
+                            if (learn && t > 0) {
+                                const part before = u[at - pixels * groups].part[q];
+                                const part kept = before - only(n.hard * before + n.amount, at_least(before, n.at));
+                                sums.decay.part[q] += gu * kept;
+                            }
+                            /* the current, of which the decay leaves 1 - decay */
+                            if (leaks) sums.decay.part[q] -= gu * x[repeat ? 0 : i].part[q];
+                            if (repeat) all[p * here + j].part[q] += gx[i].part[q];
+                        }
                     }
                     if (!repeat) give(r, &k, high, terms, share, in, block, p, w, wide, gx, &sums);
                 }
         for (int i = 0; i < pixels * here && repeat; i++) {
-            for (int q = 1; q < together; q++) gx[q] = splat(0);
+            for (int j = 1; j < together; j++) gx[j] = (vec){0};
             gx[0] = all[i];
             give(r, &k, high, terms, share, in, 0, i / here, from + i % here * together, wide, gx, &sums);
         }
@@ -336,7 +343,7 @@ INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
                 else fire_run(r, high, s->terms, s->share, b, h, c);
                 continue;
             }
-            run_sums sums = {splat(0), {splat(0), splat(0)}, splat(0)};
+            run_sums sums = {0};
             unfire(r, high, b, h, c, scratch, &sums);
             to[c] += total(sums.g);
             to[C + c] += total(sums.gy[0]);
@@ -403,13 +410,13 @@ INLINE void tile_in(const real *plain, int64_t image, int64_t along, int64_t ima
     for (int64_t i = 0; i < images; i++)
         for (int64_t j = 0; j < n; j++) t[i][j] = plain[i * image + j * along];
     for (int64_t j = 0; j < LANES; j++)
-        for (int64_t i = 0; i < LANES; i++) to[j][i] = t[i][j];
+        for (int64_t i = 0; i < LANES; i++) ((real *)(to + j))[i] = t[i][j];
 }
 
 INLINE void tile_out(const vec *from, int64_t image, int64_t along, int64_t images, int64_t n, real *restrict plain) {
     real t[LANES][LANES];
     for (int64_t j = 0; j < LANES; j++)
-        for (int64_t i = 0; i < LANES; i++) t[i][j] = from[j][i];
+        for (int64_t i = 0; i < LANES; i++) t[i][j] = ((const real *)(from + j))[i];
     for (int64_t i = 0; i < images; i++)
         for (int64_t j = 0; j < n; j++) plain[i * image + j * along] = t[i][j];
 }
@@ -421,14 +428,16 @@ INLINE void exchange_tile(const exchange *e, const int64_t along, int64_t images
     if (e->into) {
         tile_in(plain, image, along, images, n, lanes);
         for (int64_t j = 0; j < n; j++) {
+            uint16_t set = 0;
+            for (int q = 0; q < PARTS; q++) set |= set_of(at_least(magnitude(lanes[j].part[q]), splat((real)1e-30)), q);
             if (reals) reals[j * apart] = lanes[j];
-            else sets[j * apart] = at_least(magnitude(lanes[j]), (real)1e-30);
+            else sets[j * apart] = set;
         }
         return;
     }
     for (int64_t j = 0; j < LANES; j++) {
-        if (j >= n) lanes[j] = splat(0);
-        else lanes[j] = reals ? reals[j * apart] : only(splat(1), sets[j * apart]);
+        lanes[j] = j < n && reals ? reals[j * apart] : (vec){0};
+        for (int q = 0; q < PARTS && j < n && !reals; q++) lanes[j].part[q] = only(splat(1), members(sets[j * apart], q));
     }
     tile_out(lanes, image, along, images, n, plain);
 }

@@ -10,9 +10,8 @@
 #include "error.h"
 #include "sparse.h"
 
-enum { WINDOW = 600, TOGETHER = POSITIONS == 16 ? 9 : 4 };
+enum { WINDOW = 600, TOGETHER = 9 };
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -124,11 +123,13 @@ static void sort(const work *w, int64_t *first, int64_t *pixel, int64_t *shift) 
 
 /* Errors at `count` places, for `n` of the kernel's pixels. */
 INLINE void gather(const int n, const vec *error, const int64_t *shift, const int32_t *place, int64_t count, vec *sum) {
-    vec acc[TOGETHER];
-    for (int i = 0; i < n; i++) acc[i] = splat(0);
-    for (int64_t j = 0; j < count; j++)
-        for (int i = 0; i < n; i++) acc[i] += error[place[j] + shift[i]];
-    for (int i = 0; i < n; i++) sum[i] += acc[i];
+    for (int q = 0; q < PARTS; q++) {
+        part acc[TOGETHER];
+        for (int i = 0; i < n; i++) acc[i] = splat(0);
+        for (int64_t j = 0; j < count; j++)
+            for (int i = 0; i < n; i++) acc[i] += error[place[j] + shift[i]].part[q];
+        for (int i = 0; i < n; i++) sum[i].part[q] += acc[i];
+    }
 }
 
 static void learn(const vec *error, const int64_t *shift, int64_t n, const int32_t *place, int64_t count, vec *sum) {

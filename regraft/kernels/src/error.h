@@ -18,8 +18,10 @@ INLINE void error_of(const regraft_error *e, int64_t place, int64_t c, int64_t w
         memcpy(to, g, sizeof(vec) * (size_t)width);
         return;
     }
-    const vec mean = splat(e->mean[c]), scale = splat(e->scale[c]), k0 = splat(e->k0[c]), k1 = splat(e->k1[c]);
-    for (int64_t w = 0; w < width; w++) to[w] = only(scale * (g[w] - k0 - k1 * (y[w] - mean)), there);
+    const part mean = splat(e->mean[c]), scale = splat(e->scale[c]), k0 = splat(e->k0[c]), k1 = splat(e->k1[c]);
+    for (int64_t w = 0; w < width; w++)
+        for (int q = 0; q < PARTS; q++)
+            to[w].part[q] = only(scale * (g[w].part[q] - k0 - k1 * (y[w].part[q] - mean)), members(there, q));
 }
 
 #endif

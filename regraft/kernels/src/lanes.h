@@ -1,9 +1,17 @@
-/* Vectors of 16 images, and sets of them as 16 bits. Compilers split the vectors where registers are narrower. */
+/* Vectors of 16 images, and sets of them as 16 bits.
+ *
+ * A vector is PARTS registers: compilers keep in memory what is wider than one, so arithmetic is written part by part.
+ * The images of a set that part `q` of a vector holds are a `mask`.
+ */
 #ifndef REGRAFT_LANES_H
 #define REGRAFT_LANES_H
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #include "names.h"
 
@@ -17,81 +25,119 @@ typedef int64_t whole_number;
 typedef float real;
 typedef int32_t whole_number;
 #endif
-typedef real vec __attribute__((vector_size(LANES * sizeof(real)), may_alias));
-typedef whole_number ivec __attribute__((vector_size(LANES * sizeof(real)), may_alias));
 
-INLINE vec splat(real x) { return x - (vec){0}; } /* not a sum: 0 + x is no copy where x is -0 */
+#if defined(__AVX512F__) && STORE == F32
+enum { WIDTH = 64, POSITIONS = 16 }; /* bytes of a register; sums of a vector each that fit all of them */
+#elif defined(__AVX__)
+enum { WIDTH = 32, POSITIONS = 4 };
+#else
+enum { WIDTH = 16, POSITIONS = 4 };
+#endif
+enum { PART = WIDTH / sizeof(real), PARTS = LANES / PART };
+typedef real part __attribute__((vector_size(WIDTH), may_alias));
+typedef whole_number ipart __attribute__((vector_size(WIDTH), may_alias));
+typedef struct {
+    part part[PARTS];
+} __attribute__((aligned(64), may_alias)) vec;
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE part splat(real x) { return x - (part){0}; } /* not a sum: 0 + x is no copy where x is -0 */
 
 /* Has an address computed once. Compilers prefer to compute each of its neighbours' by itself, in the inner loop. */
 #define COMPUTED(address) __asm__("" : "+r"(address))
 
 #if defined(__AVX512F__) && STORE == F32
-#include <immintrin.h>
-enum { POSITIONS = 16 }; /* accumulators that fit the registers */
-INLINE vec add_where(vec a, uint16_t set, vec x) { return (vec)_mm512_mask_add_ps((__m512)a, set, (__m512)a, (__m512)x); }
+typedef uint16_t mask;
+INLINE mask members(uint16_t set, int q) { return (void)q, set; }
+INLINE uint16_t set_of(mask m, int q) { return (void)q, m; }
+INLINE mask at_least(part a, part b) { return (mask)_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ); }
+INLINE mask below(part a, part b) { return (mask)_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+INLINE part only(part a, mask m) { return (part)_mm512_maskz_mov_ps(m, (__m512)a); }
+INLINE part add_where(part a, mask m, part x) { return (part)_mm512_mask_add_ps((__m512)a, m, (__m512)a, (__m512)x); }
 /* The set comes from memory at once: by way of a general register, as compilers choose it, it takes 1.6 times as long
  * (measured on Zen 4). */
-INLINE vec add_where_at(vec a, const uint16_t *set, vec x) {
-    __mmask16 lanes;
-    __asm__("kmovw %1, %0" : "=Yk"(lanes) : "m"(*set));
-    return (vec)_mm512_mask_add_ps((__m512)a, lanes, (__m512)a, (__m512)x);
+INLINE part add_where_at(part a, const uint16_t *set, int q, part x) {
+    __mmask16 m;
+    (void)q;
+    __asm__("kmovw %1, %0" : "=Yk"(m) : "m"(*set));
+    return (part)_mm512_mask_add_ps((__m512)a, m, (__m512)a, (__m512)x);
 }
-INLINE vec only(vec a, uint16_t set) { return (vec)_mm512_maskz_mov_ps(set, (__m512)a); }
-INLINE vec mixed(vec a, vec b, uint16_t set) { return (vec)_mm512_mask_mov_ps((__m512)a, set, (__m512)b); }
-INLINE uint16_t at_least(vec a, real x) {
-    return (uint16_t)_mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(x), _CMP_GE_OQ);
-}
-INLINE vec multiply_add(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE part multiply_add(part a, part b, part c) { return (part)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 /* A result that is not read again before the caches have lost it: written past them, so that they need not read what
  * it replaces. `streamed` ends a task that did so. */
-INLINE void stream(vec *to, vec x) { _mm512_stream_ps((float *)to, (__m512)x); }
+INLINE void stream(vec *to, int q, part x) { _mm512_stream_ps((float *)(to->part + q), (__m512)x); }
 INLINE void streamed(void) { _mm_sfence(); }
-/* Lane i of the result is lane i + by, and behind the last lane comes the first. */
-INLINE vec turned(vec a, int by) {
-    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return (vec)_mm512_permutexvar_ps((__m512i)(lane + by), (__m512)a);
-}
 #else
-enum { POSITIONS = 4 };
-INLINE ivec members(uint16_t set) {
-    const ivec bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    return (((ivec){0} + (whole_number)set) & bit) != 0;
+typedef ipart mask;
+static const whole_number member[LANES] __attribute__((aligned(LANES * sizeof(whole_number)))) = {
+    1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+INLINE mask members(uint16_t set, int q) {
+    const ipart bit = ((const ipart *)member)[q];
+    return (((ipart){0} + (whole_number)set) & bit) == bit;
 }
-INLINE vec only(vec a, uint16_t set) { return (vec)((ivec)a & members(set)); }
-INLINE vec mixed(vec a, vec b, uint16_t set) { return only(a, (uint16_t)~set) + only(b, set); }
-INLINE vec add_where(vec a, uint16_t set, vec x) { return a + only(x, set); }
-INLINE vec add_where_at(vec a, const uint16_t *set, vec x) { return add_where(a, *set, x); }
-INLINE uint16_t at_least(vec a, real x) {
-    const ivec bit = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    const ivec found = (a >= splat(x)) & bit;
+INLINE uint16_t set_of(mask m, int q) {
+#ifdef __AVX__
+    return (uint16_t)(_mm256_movemask_ps((__m256)m) << q * PART);
+#else
+    const ipart bits = m & ((const ipart *)member)[q];
     whole_number set = 0;
-    for (int i = 0; i < LANES; i++) set |= found[i];
+    for (int i = 0; i < PART; i++) set |= bits[i];
     return (uint16_t)set;
+#endif
 }
-INLINE vec multiply_add(vec a, vec b, vec c) { return a * b + c; }
-INLINE void stream(vec *to, vec x) { *to = x; }
+INLINE mask at_least(part a, part b) { return (mask)(a >= b); }
+INLINE mask below(part a, part b) { return (mask)(a < b); }
+INLINE part only(part a, mask m) { return (part)((ipart)a & m); }
+INLINE part add_where(part a, mask m, part x) { return a + only(x, m); }
+INLINE part add_where_at(part a, const uint16_t *set, int q, part x) { return add_where(a, members(*set, q), x); }
+INLINE part multiply_add(part a, part b, part c) { return a * b + c; }
+INLINE void stream(vec *to, int q, part x) { to->part[q] = x; }
 INLINE void streamed(void) {}
-INLINE vec turned(vec a, int by) {
-    vec to;
-    for (int i = 0; i < LANES; i++) to[i] = a[(i + by) & (LANES - 1)];
-    return to;
-}
 #endif
 
-INLINE vec magnitude(vec a) {
-#if STORE == F64
-    return (vec)((ivec)a & INT64_MAX);
+/* Where 2^share steps share a block, as many windows are worked on together, so that all lanes are at work: `x`, a
+ * vector for each window with all steps of its block, becomes a vector for each step with all windows; and back. */
+INLINE void regroup(const int share, vec *x) {
+    const int together = 1 << share, each = LANES >> share;
+#if defined(__AVX512F__) && STORE == F32
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int apart = together / 2; apart; apart /= 2) {
+        mask second = 0; /* lanes of those columns that change places */
+        for (int i = 0; i < LANES; i++) second |= (mask)((i / each & apart ? 1u : 0u) << i);
+        const __m512i up = _mm512_add_epi32(lane, _mm512_set1_epi32(apart * each));
+        const __m512i down = _mm512_sub_epi32(lane, _mm512_set1_epi32(apart * each));
+        for (int i = 0; i < together; i++)
+            if (!(i & apart)) {
+                const __m512 a = (__m512)x[i].part[0], b = (__m512)x[i + apart].part[0];
+                x[i].part[0] = (part)_mm512_mask_permutexvar_ps(a, second, down, b);
+                x[i + apart].part[0] = (part)_mm512_mask_permutexvar_ps(b, (mask)~second, up, a);
+            }
+    }
 #else
-    return (vec)((ivec)a & INT32_MAX);
+    vec to[LANES];
+    if (!share) return;
+    for (int i = 0; i < together; i++)
+        for (int j = 0; j < together; j++)
+            memcpy((real *)(to + j) + i * each, (const real *)(x + i) + j * each, sizeof(real) * (size_t)each);
+    for (int i = 0; i < together; i++) x[i] = to[i];
 #endif
 }
 
-INLINE vec positive(vec a) { return (vec)((ivec)a & (a > splat(0))); }
+INLINE part magnitude(part a) {
+#if STORE == F64
+    return (part)((ipart)a & INT64_MAX);
+#else
+    return (part)((ipart)a & INT32_MAX);
+#endif
+}
+
+INLINE part positive(part a) { return only(a, below(splat(0), a)); }
 
 /* In pairs, pairs of pairs and so on: a chain of additions would wait for each of them. */
 INLINE double total(vec a) {
     double sum[LANES];
-    for (int i = 0; i < LANES; i++) sum[i] = (double)a[i];
+    for (int i = 0; i < LANES; i++) sum[i] = (double)a.part[i / PART][i % PART];
     for (int n = LANES / 2; n > 0; n /= 2)
         for (int i = 0; i < n; i++) sum[i] += sum[i + n];
     return sum[0];

@@ -16,8 +16,6 @@ INLINE uint16_t present(int64_t block, int64_t per_step, int64_t lanes) {
     return (uint16_t)(block % per_step == per_step - 1 && lanes < LANES ? (1u << lanes) - 1 : 0xffffu);
 }
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* ---- forward --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -32,25 +30,31 @@ typedef struct {
 
 /* One channel at `high` x `wide` pixels from (row, column). `from` is under the kernel's first pixel there. */
 INLINE void sum_spikes(const int high, const int wide, const int64_t stride, const uint16_t *from, int64_t line,
-                       const int32_t *at, const real *value, int64_t count, vec *restrict acc) {
+                       const int32_t *at, const real *value, int64_t count, part *restrict acc) {
     for (int64_t k = 0; k < count; k++) {
-        const vec w = splat(value[k]);
+        const part w = splat(value[k]);
         const uint16_t *set = from + at[k];
         for (int r = 0; r < high; r++, set += line) {
             COMPUTED(set);
-            for (int i = 0; i < wide; i++) acc[r * wide + i] = add_where_at(acc[r * wide + i], set + i * stride, w);
+            for (int i = 0; i < wide * PARTS; i++) {
+                part *to = acc + r * wide * PARTS + i;
+                *to = add_where_at(*to, set + i / PARTS * stride, i % PARTS, w);
+            }
         }
     }
 }
 
 INLINE void sum_reals(const int high, const int wide, const int64_t stride, const vec *from, int64_t line,
-                      const int32_t *at, const real *value, int64_t count, vec *restrict acc) {
+                      const int32_t *at, const real *value, int64_t count, part *restrict acc) {
     for (int64_t k = 0; k < count; k++) {
-        const vec w = splat(value[k]);
+        const part w = splat(value[k]);
         const vec *x = from + at[k];
         for (int r = 0; r < high; r++, x += line) {
             COMPUTED(x);
-            for (int i = 0; i < wide; i++) acc[r * wide + i] = multiply_add(w, x[i * stride], acc[r * wide + i]);
+            for (int i = 0; i < wide * PARTS; i++) {
+                part *to = acc + r * wide * PARTS + i;
+                *to = multiply_add(w, x[i / PARTS * stride].part[i % PARTS], *to);
+            }
         }
     }
 }
@@ -66,36 +70,38 @@ INLINE void tile_forward(const int high, const int wide, const int64_t stride, c
     const int rows = (int)least(high, s->out_height - row), columns = (int)least(wide, W - column);
     const int full = rows == high && columns == wide;
     for (int64_t c = 0; c < C; c++) {
-        vec acc[POSITIONS];
-        const vec start = f->bias ? only(splat(f->bias[c]), there) : splat(0);
-        for (int i = 0; i < high * wide; i++) acc[i] = start;
+        part acc[POSITIONS * PARTS];
+        for (int i = 0; i < high * wide * PARTS; i++)
+            acc[i] = f->bias ? only(splat(f->bias[c]), members(there, i % PARTS)) : splat(0);
         const int64_t first = f->rows.first[c], count = f->rows.first[c + 1] - first;
         if (spikes) sum_spikes(high, wide, stride, from, line, f->rows.at + first, f->value + first, count, acc);
         else sum_reals(high, wide, stride, x + place, line, f->rows.at + first, f->value + first, count, acc);
         vec *to = f->y + ((block * s->out_height + row) * C + c) * W + column;
-        const vec shift = splat(f->shift ? f->shift[c] : 0);
-        vec a = splat(0), q = splat(0);
-        if (full) {
-            for (int r = 0; r < high; r++)
-                for (int i = 0; i < wide; i++) {
-                    stream(to + r * C * W + i, acc[r * wide + i]);
-                    const vec d = only(acc[r * wide + i] - shift, there);
-                    a += d;
-                    q += d * d;
+        const part shift = splat(f->shift ? f->shift[c] : 0);
+        part copy[POSITIONS * PARTS]; /* registers have no index */
+        for (int i = 0; i < high * wide * PARTS && !full; i++) copy[i] = acc[i];
+        for (int q = 0; q < PARTS; q++) {
+            const mask here = members(there, q);
+            part once = splat(0), squared = splat(0);
+            if (full) {
+                for (int i = 0; i < high * wide; i++) {
+                    const part y = acc[i * PARTS + q], d = only(y - shift, here);
+                    stream(to + i / wide * C * W + i % wide, q, y);
+                    once += d;
+                    squared += d * d;
                 }
-        } else { /* from a copy: registers have no index */
-            vec copy[POSITIONS];
-            for (int i = 0; i < high * wide; i++) copy[i] = acc[i];
-            for (int r = 0; r < rows; r++)
-                for (int i = 0; i < columns; i++) {
-                    to[r * C * W + i] = copy[r * wide + i];
-                    const vec d = only(copy[r * wide + i] - shift, there);
-                    a += d;
-                    q += d * d;
-                }
+            } else {
+                for (int r = 0; r < rows; r++)
+                    for (int i = 0; i < columns; i++) {
+                        const part y = copy[(r * wide + i) * PARTS + q], d = only(y - shift, here);
+                        to[r * C * W + i].part[q] = y;
+                        once += d;
+                        squared += d * d;
+                    }
+            }
+            sum[2 * c].part[q] += once;
+            sum[2 * c + 1].part[q] += squared;
         }
-        sum[2 * c] += a;
-        sum[2 * c + 1] += q;
     }
 }
 
@@ -107,7 +113,7 @@ INLINE void band_forward(const int high, const int wide, const int64_t stride, c
             tile_forward(high, wide, stride, spikes, f, x, block, row, column, there, sum);
         for (int64_t j = 0; j < 2 * s->out_channels && partial; j++) { /* single precision over a few rows only */
             partial[j] += total(sum[j]);
-            sum[j] = splat(0);
+            sum[j] = (vec){0};
         }
     }
 }
@@ -200,8 +206,8 @@ static size_t error_size(const backward *b) { /* of a block; none where nobody w
 }
 
 /* The error where the input fired, or times the input; `x`: sets or vectors. */
-INLINE vec learnt(const int spikes, const void *x, int64_t at, vec g, vec a) {
-    return spikes ? add_where_at(a, (const uint16_t *)x + at, g) : multiply_add(((const vec *)x)[at], g, a);
+INLINE part learnt(const int spikes, const void *x, int64_t at, int q, part g, part a) {
+    return spikes ? add_where_at(a, (const uint16_t *)x + at, q, g) : multiply_add(((const vec *)x)[at].part[q], g, a);
 }
 
 /* Gradients of four weights: one reading of the error serves them all. Sums have names, as compilers leave arrays in
@@ -209,43 +215,54 @@ INLINE vec learnt(const int spikes, const void *x, int64_t at, vec g, vec a) {
 INLINE void learn_four(const int spikes, const int64_t stride, const void *x, int64_t place, int64_t line,
                        const int32_t *at, const vec *g, int64_t rows, int64_t width, real *onto) {
     const int64_t size = spikes ? sizeof(uint16_t) : sizeof(vec);
-    vec a0 = splat(0), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
-    for (int64_t r = 0; r < rows; r++, g += width) {
-        const char *from = (const char *)x + (place + r * line) * size;
-        const char *a = from + at[0] * size, *b = from + at[1] * size, *c = from + at[2] * size, *d = from + at[3] * size;
-        int64_t w = 0;
-        for (; w + 1 < width; w += 2) {
-            const vec g0 = g[w], g1 = g[w + 1];
-            const int64_t left = w * stride, right = left + stride;
-            a0 = learnt(spikes, a, left, g0, a0);
-            b0 = learnt(spikes, b, left, g0, b0);
-            c0 = learnt(spikes, c, left, g0, c0);
-            d0 = learnt(spikes, d, left, g0, d0);
-            a1 = learnt(spikes, a, right, g1, a1);
-            b1 = learnt(spikes, b, right, g1, b1);
-            c1 = learnt(spikes, c, right, g1, c1);
-            d1 = learnt(spikes, d, right, g1, d1);
+    vec sum[4];
+    for (int q = 0; q < PARTS; q++) {
+        part a0 = splat(0), b0 = a0, c0 = a0, d0 = a0, a1 = a0, b1 = a0, c1 = a0, d1 = a0;
+        const vec *error = g;
+        for (int64_t r = 0; r < rows; r++, error += width) {
+            const char *from = (const char *)x + (place + r * line) * size;
+            const char *a = from + at[0] * size, *b = from + at[1] * size, *c = from + at[2] * size, *d = from + at[3] * size;
+            int64_t w = 0;
+            for (; w + 1 < width; w += 2) {
+                const part g0 = error[w].part[q], g1 = error[w + 1].part[q];
+                const int64_t left = w * stride, right = left + stride;
+                a0 = learnt(spikes, a, left, q, g0, a0);
+                b0 = learnt(spikes, b, left, q, g0, b0);
+                c0 = learnt(spikes, c, left, q, g0, c0);
+                d0 = learnt(spikes, d, left, q, g0, d0);
+                a1 = learnt(spikes, a, right, q, g1, a1);
+                b1 = learnt(spikes, b, right, q, g1, b1);
+                c1 = learnt(spikes, c, right, q, g1, c1);
+                d1 = learnt(spikes, d, right, q, g1, d1);
+            }
+            if (w < width) {
+                const part g0 = error[w].part[q];
+                const int64_t left = w * stride;
+                a0 = learnt(spikes, a, left, q, g0, a0);
+                b0 = learnt(spikes, b, left, q, g0, b0);
+                c0 = learnt(spikes, c, left, q, g0, c0);
+                d0 = learnt(spikes, d, left, q, g0, d0);
+            }
         }
-        if (w < width) {
-            const int64_t left = w * stride;
-            a0 = learnt(spikes, a, left, g[w], a0);
-            b0 = learnt(spikes, b, left, g[w], b0);
-            c0 = learnt(spikes, c, left, g[w], c0);
-            d0 = learnt(spikes, d, left, g[w], d0);
-        }
+        sum[0].part[q] = a0 + a1;
+        sum[1].part[q] = b0 + b1;
+        sum[2].part[q] = c0 + c1;
+        sum[3].part[q] = d0 + d1;
     }
-    onto[0] += (real)total(a0 + a1);
-    onto[1] += (real)total(b0 + b1);
-    onto[2] += (real)total(c0 + c1);
-    onto[3] += (real)total(d0 + d1);
+    for (int i = 0; i < 4; i++) onto[i] += (real)total(sum[i]);
 }
 
 INLINE void learn_one(const int spikes, const int64_t stride, const void *x, int64_t place, int64_t line,
                       const int32_t *at, const vec *g, int64_t rows, int64_t width, real *onto) {
-    vec a = splat(0);
-    for (int64_t r = 0; r < rows; r++, g += width)
-        for (int64_t w = 0; w < width; w++) a = learnt(spikes, x, place + r * line + at[0] + w * stride, g[w], a);
-    onto[0] += (real)total(a);
+    vec sum;
+    for (int q = 0; q < PARTS; q++) {
+        part a = splat(0);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t w = 0; w < width; w++)
+                a = learnt(spikes, x, place + r * line + at[0] + w * stride, q, g[r * width + w].part[q], a);
+        sum.part[q] = a;
+    }
+    onto[0] += (real)total(sum);
 }
 
 /* Gradients of one channel's weights, over error vectors that lie together in `g`: rows of `width` pixels. */
@@ -263,7 +280,8 @@ INLINE void learn_rows(const backward *b, const int spikes, const int64_t stride
 
 /* The error signal of a block, with its margin, and what the connections learn from it. Rows of a channel are made
  * side by side in `chunk`: they lie a power of two apart, and read in place they would push each other out. */
-static __attribute__((noinline)) void learn_block(const backward *b, const vec *x, int64_t block, vec *restrict error, vec *restrict chunk, real *onto) {
+__attribute__((noinline)) /* inlined, its loops are compiled worse: 1.08 times as long */
+static void learn_block(const backward *b, const vec *x, int64_t block, vec *restrict error, vec *restrict chunk, real *onto) {
     const regraft_layer *s = b->s;
     const int64_t C = s->out_channels, W = s->out_width, m = s->margin, H = s->out_height;
     const uint16_t *bits = b->bits + block * (s->in_height + 2 * s->halo) * s->in_channels * (s->in_width + 2 * s->halo);
@@ -297,20 +315,21 @@ INLINE void spread(const int high, const int wide, const backward *b, const regr
             const int up = (int)least(high, rows - row), over = (int)least(wide, columns - column);
             for (int64_t j = 0; j < p->bands * C; j++) {
                 const int64_t first = p->first[j], c = j % C;
-                vec acc[POSITIONS];
-                for (int i = 0; i < high * wide; i++) acc[i] = j < C ? splat(0) : kept[c * POSITIONS + i];
+                part acc[POSITIONS * PARTS], *between = (part *)(kept + c * POSITIONS);
+                for (int i = 0; i < high * wide * PARTS; i++) acc[i] = j < C ? splat(0) : between[i];
                 sum_reals(high, wide, 1, from, line, p->at + first, value + first, p->first[j + 1] - first, acc);
                 vec *out = to + ((p->row + row * s->stride) * C + c) * W + p->column + column * s->stride;
                 if (j < (p->bands - 1) * C) {
-                    for (int i = 0; i < high * wide; i++) kept[c * POSITIONS + i] = acc[i];
+                    for (int i = 0; i < high * wide * PARTS; i++) between[i] = acc[i];
                 } else if (s->stride == 1 && up == high && over == wide) {
-                    for (int r = 0; r < high; r++)
-                        for (int i = 0; i < wide; i++) stream(out + r * below + i, acc[r * wide + i]);
+                    for (int i = 0; i < high * wide * PARTS; i++)
+                        stream(out + i / PARTS / wide * below + i / PARTS % wide, i % PARTS, acc[i]);
                 } else { /* from a copy: registers have no index */
-                    vec copy[POSITIONS];
-                    for (int i = 0; i < high * wide; i++) copy[i] = acc[i];
+                    part copy[POSITIONS * PARTS];
+                    for (int i = 0; i < high * wide * PARTS; i++) copy[i] = acc[i];
                     for (int r = 0; r < up; r++)
-                        for (int i = 0; i < over; i++) out[r * below + i * s->stride] = copy[r * wide + i];
+                        for (int i = 0; i < over * PARTS; i++)
+                            out[r * below + i / PARTS * s->stride].part[i % PARTS] = copy[r * wide * PARTS + i];
                 }
             }
         }
