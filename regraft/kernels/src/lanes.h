@@ -9,7 +9,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -77,8 +77,10 @@ INLINE mask members(uint16_t set, int q) {
     return (((ipart){0} + (whole_number)set) & bit) == bit;
 }
 INLINE uint16_t set_of(mask m, int q) {
-#ifdef __AVX__
+#if defined(__AVX__) && STORE == F32
     return (uint16_t)(_mm256_movemask_ps((__m256)m) << q * PART);
+#elif defined(__SSE2__) && STORE == F32
+    return (uint16_t)(_mm_movemask_ps((__m128)m) << q * PART);
 #else
     const ipart bits = m & ((const ipart *)member)[q];
     whole_number set = 0;
@@ -90,8 +92,17 @@ INLINE mask at_least(part a, part b) { return (mask)(a >= b); }
 INLINE mask below(part a, part b) { return (mask)(a < b); }
 INLINE part only(part a, mask m) { return (part)((ipart)a & m); }
 INLINE part add_where(part a, mask m, part x) { return a + only(x, m); }
+#if defined(__AVX2__) && STORE == F32
+/* One reading of the set, twice to a lane, in the place of three instructions that take it there. */
+INLINE part add_where_at(part a, const uint16_t *set, int q, part x) {
+    const ipart bit = ((const ipart *)member)[q], twice = (ipart)_mm256_set1_epi16((short)*set);
+    return add_where(a, (twice & bit) == bit, x);
+}
+INLINE part multiply_add(part a, part b, part c) { return (part)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#else
 INLINE part add_where_at(part a, const uint16_t *set, int q, part x) { return add_where(a, members(*set, q), x); }
 INLINE part multiply_add(part a, part b, part c) { return a * b + c; }
+#endif
 INLINE void stream(vec *to, int q, part x) { to->part[q] = x; }
 INLINE void streamed(void) {}
 #endif
