@@ -150,18 +150,13 @@ class _Layer(torch.autograd.Function):
         if of_bias is not None and deferred.channels is not None:
             _, scale, k0, _ = deferred.channels
             of_bias = scale * (of_bias - form.rows * k0)  # what is centred sums to 0
-        if learnt != "all":
-            of_weight = torch.zeros(shape, dtype=y.dtype)
-        elif reals is None:
-            of_weight = torch.empty(shape, dtype=y.dtype)
-            geometry = pattern.geometry
-            kernel = kernels.Kernel(*geometry.kernel, geometry.dilation, geometry.groups)
+        of_weight = torch.zeros(shape, dtype=y.dtype)
+        if learnt == "all" and reals is None:
             places = (bits.data_ptr(), y.data_ptr(), g.data_ptr(), channels, of_weight.data_ptr())
-            kernels.dense_gradient(TYPES[y.dtype], described, kernel, *places)
-        else:
+            kernels.dense_gradient(TYPES[y.dtype], described, _kernel(pattern.geometry), *places)
+        elif learnt == "all":
             x, of_y = blocked.unblocked(before, reals), blocked.unblocked(form, deferred.settle(g, y))
-            of_weight = _dense_gradient(x.to(ctx.product), of_y.to(ctx.product), pattern.geometry)
-            of_weight = of_weight.to(y.dtype).reshape(shape)
+            of_weight.copy_(_dense_gradient(x.to(ctx.product), of_y.to(ctx.product), pattern.geometry).view(shape))
         deferred.channels = None
         of_weight.view(-1)[by_row.index] = onto  # beside all, too: the connections' own change nothing
         return gx, of_weight, of_bias, None
@@ -175,6 +170,10 @@ def _dense_gradient(x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
     wanted = (False, True, False)
     given = (stride, padding, dilation, False, [0, 0], geometry.groups, wanted)
     return torch.ops.aten.convolution_backward(g, x, weight, None, *given)[1]
+
+
+def _kernel(g: Geometry) -> kernels.Kernel:
+    return kernels.Kernel(*g.kernel, g.dilation, g.groups)
 
 
 def _described(before: Form, form: Form, pattern: Pattern, connections: int) -> kernels.Layer:
