@@ -7,8 +7,9 @@ training step: dense in fp32, dense in bf16 where the processor multiplies in it
 densities, in interleaved rounds on one thread. A boundary lies where the medians of two densities straddle the dense
 one, in between on logarithms. Convolutions of few inputs are measured as what they are: a whole first layer, of images
 (the same at each step) or of events, before one that goes over a tenth of its connections. `--write` puts the table
-into the package under the name of an instruction set (`avx512`, `avx2`, `portable`). Narrower ones than the
-processor's own: `REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py --write avx2`.
+into the package under the name of an instruction set: `avx512`, `avx2`, `portable` (x86 with less) or `other`. For one
+that is narrower than the processor's own: `REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py
+--write avx2`, and `portable` with `SSE41`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="three rounds in the place of five")
-    parser.add_argument("--write", metavar="KIND", choices=["avx512", "avx2", "portable"])
+    parser.add_argument("--write", metavar="KIND", choices=["avx512", "avx2", "portable", "other"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_pages()

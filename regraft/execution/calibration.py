@@ -58,9 +58,11 @@ def boundary(table: Calibration, kind: str, arithmetic: str, size: int, filled: 
 @cache
 def shipped() -> Calibration:
     """The table for this kind of processor, as it came with the package."""
-    kind = instruction_set()
-    if kind == "avx512" and "amx_bf16" in processor_flags():
+    kind, flags = instruction_set(), processor_flags()
+    if kind == "avx512" and "amx_bf16" in flags:
         kind = "amx"
+    if kind == "portable" and "sse2" not in flags:
+        kind = "other"
     return _read(json.loads(files("regraft.execution").joinpath("calibration.json").read_text(encoding="utf-8"))[kind])
 
 

@@ -7,6 +7,7 @@ import ctypes
 import pickle
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -720,6 +721,8 @@ def test_an_allocator_that_takes_less_is_not_made_worse(monkeypatch, most):
                 return 0
             given[name] = value
             return 1
+
+        malloc, free, madvise = Mock(return_value=None), Mock(), Mock()
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
     assert keep_pages() == (most > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,26 @@ def test_pages_are_not_faulted_in_again():
         assert taken == "True"
         faults[mode] = int(count)
     assert faults["keep"] < 100 < 1000 < faults["leave"]
+
+
+HUGE = """
+import torch
+from regraft.execution import keep_pages
+keep_pages()
+kept = torch.ones(40_000_000)
+print(sum(int(line.split()[1]) for line in open("/proc/self/smaps") if line.startswith("AnonHugePages")))
+"""
+
+
+def huge_pages_may_be_asked_for() -> bool:
+    how = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return how.exists() and "[never]" not in how.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not huge_pages_may_be_asked_for(), reason="the system has no transparent huge pages")
+def test_large_tensors_lie_in_huge_pages():
+    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100_000  # kB, of 160 MB
 
 
 STEPS = """

@@ -31,16 +31,23 @@ INLINE int64_t place_bits(const regraft_blocked *s, int64_t t, int64_t b, int64_
     return (((t * s->per_step + b) * (high + 2 * q) + h + q) * s->channels + c) * (wide + 2 * q) + q;
 }
 
+/* Usual neurons charge with all of their input, and their reset lets no gradient through: these have their own text,
+ * of half the instructions. */
+typedef enum { HARD, SOFT, OTHER } kind;
+
+static kind kind_of(const regraft_blocked *s) { return !s->detach || s->gain != 1 ? OTHER : s->hard ? HARD : SOFT; }
+
 /* The numbers of a neuron and of a channel, in registers: what is read through a pointer would be read again after
  * every store. */
 typedef struct {
+    kind kind;
     part decay, gain, hard, amount, through, sharp, at;
     int surrogate;
 } numbers;
 
-INLINE numbers numbers_of(const regraft_blocked *s) {
+INLINE numbers numbers_of(const regraft_blocked *s, const kind kind) {
     const real narrow = (real)(s->surrogate == TRIANGLE || s->surrogate == RECTANGLE ? 1 / s->shape : s->shape);
-    return (numbers){.decay = splat((real)s->decay), .gain = splat((real)s->gain), .hard = splat(s->hard ? 1 : 0),
+    return (numbers){.kind = kind, .decay = splat((real)s->decay), .gain = splat((real)s->gain), .hard = splat(s->hard ? 1 : 0),
                      .amount = splat(s->hard ? 0 : (real)s->amount), .through = splat(s->detach ? 0 : 1),
                      .sharp = splat(narrow), .at = splat((real)s->threshold), .surrogate = s->surrogate};
 }
@@ -61,18 +68,21 @@ INLINE channel channel_of(const run *r, int64_t c) {
 
 /* The sum of terms at one pixel. */
 INLINE part current(const run *r, const channel *k, const int terms, int64_t at, int64_t at_bits, int q) {
-    part x = r->y[0][at].part[q] * k->scale[0] + k->shift[0];
-    if (terms == 2) x += r->y[1][at].part[q] * k->scale[1] + k->shift[1];
+    part x = multiply_add(r->y[0][at].part[q], k->scale[0], k->shift[0]);
+    if (terms == 2) x += multiply_add(r->y[1][at].part[q], k->scale[1], k->shift[1]);
     if (terms == 3) x = add_where_at(x, r->added + at_bits, q, splat(1));
     return x;
 }
 
 /* u = decay v + gain x; v after the reset, which takes `hard * u + amount` from those that fired: these are returned. */
 INLINE mask charge(const numbers *n, part x, part *v, part *u) {
-    const part now = n->decay * *v + n->gain * x;
+    if (n->kind == OTHER) x *= n->gain;
+    const part now = multiply_add(n->decay, *v, x);
     const mask fired = at_least(now, n->at);
     *u = now;
-    *v = now - only(n->hard * now + n->amount, fired);
+    if (n->kind == HARD) *v = only(now, below(now, n->at));
+    if (n->kind == SOFT) *v = now - only(n->amount, fired);
+    if (n->kind == OTHER) *v = now - only(n->hard * now + n->amount, fired);
     return fired;
 }
 
@@ -97,7 +107,7 @@ INLINE part exp_negative(part x) { /* of -87 to 0; as in segment.c */
 }
 
 INLINE part sigmoid_slope(part x, part sharp) {
-    x = positive(87 - magnitude(x) * sharp) - 87; /* not below -87 */
+    x = positive(multiply_add(negative(x), sharp, splat(87))) - 87; /* not below -87 */
     const part e = exp_negative(x);
     return sharp * e / ((1 + e) * (1 + e));
 }
@@ -105,7 +115,7 @@ INLINE part sigmoid_slope(part x, part sharp) {
 /* The surrogate's slope at u. */
 INLINE part slope(const numbers *n, part u) {
     const part over = u - n->at;
-    if (n->surrogate == TRIANGLE) return positive(1 - magnitude(over) * n->sharp) * n->sharp;
+    if (n->surrogate == TRIANGLE) return positive(multiply_add(negative(over), n->sharp, splat(1))) * n->sharp;
     if (n->surrogate == RECTANGLE) return only(n->sharp, below(magnitude(over) * n->sharp, splat((real)0.5)));
     if (n->surrogate == ATAN) {
         const part arc = (real)1.57079632679489662 * n->sharp * over;
@@ -114,15 +124,14 @@ INLINE part slope(const numbers *n, part u) {
     return sigmoid_slope(over, n->sharp);
 }
 
-/* Which lanes give the gradient of the largest of four to the p-th: where it is the first that fired, or where none
- * did and it is the first of all. `fired`: four sets, `apart` from each other. */
-INLINE uint16_t taken(const uint16_t *fired, const int64_t apart, int p) {
-    uint16_t before = 0, all = 0;
-    for (int k = 0; k < 4; k++) {
-        if (k < p) before |= fired[k * apart];
-        all |= fired[k * apart];
-    }
-    return (uint16_t)((fired[p * apart] & ~before) | (p == 0 ? ~all : 0));
+/* Of the sets that fired at four pixels, `apart` from each other, those that give the gradient of the largest: the first
+ * that fired, or, where none did, the first of all. */
+INLINE void keep_first(uint16_t *fired, const int64_t apart) {
+    const uint16_t a = fired[0], b = fired[apart], c = fired[2 * apart], d = fired[3 * apart];
+    fired[0] = (uint16_t)(a | ~(b | c | d));
+    fired[apart] = (uint16_t)(b & ~a);
+    fired[2 * apart] = (uint16_t)(c & ~(a | b));
+    fired[3 * apart] = (uint16_t)(d & ~(a | b | c));
 }
 
 INLINE uint16_t present(const regraft_blocked *s, int64_t b) {
@@ -169,12 +178,12 @@ INLINE void currents(const run *r, const channel *k, const int high, const int t
     regroup(share, x);
 }
 
-INLINE void fire_run(const run *r, const int high, const int terms, const int share, int64_t b, int64_t h, int64_t c) {
+INLINE void fire_run(const run *r, const kind kind, const int high, const int terms, const int share, int64_t b, int64_t h, int64_t c) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, steps = s->steps;
     const int together = 1 << share;
     const uint16_t there = share ? 0xffff : present(s, b);
-    const numbers n = numbers_of(s);
+    const numbers n = numbers_of(s, kind);
     const channel k = channel_of(r, c);
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const course out = course_of_bits(s, b, h / high, c, s->height / high, wide);
@@ -214,27 +223,29 @@ INLINE void give(const run *r, const channel *k, const int high, const int terms
             const part g = gx[j].part[q];
             stream(r->gx + at, q, g);
             sums->g.part[q] += g;
-            sums->gy[0].part[q] += g * (r->y[0][at].part[q] - k->mean[0]);
-            if (terms == 2) sums->gy[1].part[q] += g * (r->y[1][at].part[q] - k->mean[1]);
+            for (int i = 0; i < (terms == 2 ? 2 : 1); i++)
+                sums->gy[i].part[q] = multiply_add(g, r->y[i][at].part[q] - k->mean[i], sums->gy[i].part[q]);
         }
     }
 }
 
 /* The gradient of a membrane u before its reset, from that of its spike and of what it leaves, `back`. */
 INLINE part through_reset(const numbers *n, part u, part onto, part back) {
+    if (n->kind == HARD) return multiply_add(onto, slope(n, u), only(back, below(u, n->at)));
+    if (n->kind == SOFT) return multiply_add(onto, slope(n, u), back);
     onto -= n->through * (n->hard * u + n->amount) * back;
-    return onto * slope(n, u) + (back - only(n->hard * back, at_least(u, n->at)));
+    return multiply_add(onto, slope(n, u), back - only(n->hard * back, at_least(u, n->at)));
 }
 
-/* Membranes of some groups of windows over all steps, then back through them. `u`, `f` (the spikes, for a pool):
- * `[steps, high * high, groups]`. */
-INLINE void unfire_run(const run *r, const int64_t steps, const int groups, const int high, const int terms,
+/* Membranes of some groups of windows over all steps, then back through them. `u`, `f` (of a pool, who gets its
+ * gradient): `[steps, high * high, groups]`. */
+INLINE void unfire_run(const run *r, const kind kind, const int64_t steps, const int groups, const int high, const int terms,
                        const int share, const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
                        uint16_t *restrict f, run_sums *to) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, lines = s->height / high, blocks = (steps + (1 << share) - 1) >> share;
     const int pixels = high * high, together = 1 << share;
-    const numbers n = numbers_of(s);
+    const numbers n = numbers_of(s, kind);
     const channel k = channel_of(r, c);
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const vec *grad = r->grad + ((b * lines + h / high) * s->channels + c) * wide;
@@ -259,6 +270,8 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int groups, cons
                         if (high == 2) f[at] = fired;
                     }
                 }
+        for (int64_t t = 0; t < steps && high == 2; t++)
+            for (int j = 0; j < here; j++) keep_first(f + t * pixels * groups + j, groups);
         for (int i = 0; i < pixels * here; i++) v[i] = all[i] = (vec){0};
         for (int64_t block = blocks - 1; block >= 0; block--)
             for (int p = 0; p < pixels; p++)
@@ -273,12 +286,12 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int groups, cons
                             gx[i] = (vec){0};
                             continue;
                         }
-                        const uint16_t wanted = high == 2 ? taken(f + t * pixels * groups + j, groups, p) : 0xffff;
                         for (int q = 0; q < PARTS; q++) {
                             part *const back = v[p * here + j].part + q;
-                            const part onto = high == 2 ? only(g[i].part[q], members(wanted, q)) : g[i].part[q];
+                            const part onto = high == 2 ? only(g[i].part[q], members(f[at], q)) : g[i].part[q];
                             const part gu = through_reset(&n, u[at].part[q], onto, *back);
-                            gx[i].part[q] = n.gain * gu;
+                            gx[i].part[q] = gu;
+                            if (kind == OTHER) gx[i].part[q] *= n.gain;
                             *back = n.decay * gu;
                             if (learn && t > 0) {
                                 const part before = u[at - pixels * groups].part[q];
@@ -303,29 +316,27 @@ INLINE void unfire_run(const run *r, const int64_t steps, const int groups, cons
 
 /* Few steps: one window at a time, in registers. Many: several, as their steps may lie a power of two apart, and what
  * lies beside what was read would be pushed out of the caches before its turn. */
+INLINE void unfire_usual(const run *r, const kind kind, const int high, int64_t b, int64_t h, int64_t c, vec *u, uint16_t *f,
+                         run_sums *sums) {
+    const regraft_blocked *s = r->s;
+    vec few[4 * 4];
+    uint16_t fired[4 * 4];
+    if (s->share == 2) unfire_run(r, kind, s->steps, TOGETHER / 4, high, 1, 2, 0, 0, b, h, c, u, f, sums);
+    else if (s->share == 1) unfire_run(r, kind, s->steps, TOGETHER / 2, high, 1, 1, 0, 0, b, h, c, u, f, sums);
+    else if (s->steps == 2) unfire_run(r, kind, 2, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
+    else if (s->steps == 4) unfire_run(r, kind, 4, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
+    else unfire_run(r, kind, s->steps, TOGETHER, high, 1, 0, 0, 0, b, h, c, u, f, sums);
+}
+
 INLINE void unfire(const run *r, const int high, int64_t b, int64_t h, int64_t c, void *scratch, run_sums *sums) {
     const regraft_blocked *s = r->s;
     vec *u = scratch;
     uint16_t *f = (uint16_t *)(u + s->steps * high * high * TOGETHER);
-    const int usual = s->terms == 1 && !s->repeat && !s->learn;
-    if (usual && !s->share && s->steps == 2) {
-        vec few[2 * 4];
-        uint16_t fired[2 * 4];
-        unfire_run(r, 2, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
-    } else if (usual && !s->share && s->steps == 4) {
-        vec few[4 * 4];
-        uint16_t fired[4 * 4];
-        unfire_run(r, 4, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
-    } else if (usual && !s->share) {
-        unfire_run(r, s->steps, TOGETHER, high, 1, 0, 0, 0, b, h, c, u, f, sums);
-    } else if (usual && s->share == 1) {
-        unfire_run(r, s->steps, TOGETHER / 2, high, 1, 1, 0, 0, b, h, c, u, f, sums);
-    } else if (usual && s->share == 2) {
-        unfire_run(r, s->steps, TOGETHER / 4, high, 1, 2, 0, 0, b, h, c, u, f, sums);
-    } else {
-        const int groups = s->share > 3 ? 1 : TOGETHER >> s->share;
-        unfire_run(r, s->steps, groups, high, s->terms, s->share, s->repeat, s->learn, b, h, c, u, f, sums);
-    }
+    const kind kind = s->terms == 1 && !s->repeat && !s->learn && s->share < 3 ? kind_of(s) : OTHER;
+    const int groups = s->share > 3 ? 1 : TOGETHER >> s->share;
+    if (kind == HARD) unfire_usual(r, HARD, high, b, h, c, u, f, sums);
+    else if (kind == SOFT) unfire_usual(r, SOFT, high, b, h, c, u, f, sums);
+    else unfire_run(r, OTHER, s->steps, groups, high, s->terms, s->share, s->repeat, s->learn, b, h, c, u, f, sums);
 }
 
 INLINE int64_t units_of(const regraft_blocked *s) { return s->per_step * (s->height / (s->pool ? 2 : 1)); }
@@ -338,9 +349,9 @@ INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
         for (int64_t c = 0; c < C; c++) {
             const int64_t b = unit / lines, h = unit % lines * high;
             if (!r->grad) {
-                if (s->terms == 1 && !s->share) fire_run(r, high, 1, 0, b, h, c);
-                else if (s->terms == 1 && s->share == 1) fire_run(r, high, 1, 1, b, h, c);
-                else fire_run(r, high, s->terms, s->share, b, h, c);
+                if (s->terms == 1 && !s->share && kind_of(s) == HARD) fire_run(r, HARD, high, 1, 0, b, h, c);
+                else if (s->terms == 1 && s->share == 1) fire_run(r, kind_of(s), high, 1, 1, b, h, c);
+                else fire_run(r, kind_of(s), high, s->terms, s->share, b, h, c);
                 continue;
             }
             run_sums sums = {0};

@@ -26,7 +26,9 @@ typedef float real;
 typedef int32_t whole_number;
 #endif
 
-#if defined(__AVX512F__) && STORE == F32
+#if STORE == F64
+enum { WIDTH = 64, POSITIONS = 4 }; /* for tests of exactness: wider than any register, which compilers split */
+#elif defined(__AVX512F__)
 enum { WIDTH = 64, POSITIONS = 16 }; /* bytes of a register; sums of a vector each that fit all of them */
 #elif defined(__AVX__)
 enum { WIDTH = 32, POSITIONS = 4 };
@@ -142,6 +144,8 @@ INLINE part magnitude(part a) {
     return (part)((ipart)a & INT32_MAX);
 #endif
 }
+
+INLINE part negative(part a) { return -magnitude(a); }
 
 INLINE part positive(part a) { return only(a, below(splat(0), a)); }
 
