@@ -7,8 +7,8 @@ training step: dense in fp32, dense in bf16 where the processor multiplies in it
 densities, in interleaved rounds on one thread. A boundary lies where the medians of two densities straddle the dense
 one, in between on logarithms. Convolutions of few inputs are measured as what they are: a whole first layer, of images
 (the same at each step) or of events, before one that goes over a tenth of its connections. `--write` puts the table
-into the package under the name of an instruction set: `avx512`, `avx2`, `portable` (x86 with less) or `other`. For one
-that is narrower than the processor's own: `REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py
+into the package under the name of an instruction set: `avx512`, `avx2`, `portable` (x86 without AVX) or `other`. For
+one that is narrower than the processor's own: `REGRAFT_ISA=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/calibrate.py
 --write avx2`, and `portable` with `SSE41`.
 """
 

@@ -61,7 +61,7 @@ def shipped() -> Calibration:
     kind, flags = instruction_set(), processor_flags()
     if kind == "avx512" and "amx_bf16" in flags:
         kind = "amx"
-    if kind == "portable" and "sse2" not in flags:
+    if kind == "portable" and ("sse2" not in flags or "avx" in flags):
         kind = "other"
     return _read(json.loads(files("regraft.execution").joinpath("calibration.json").read_text(encoding="utf-8"))[kind])
 

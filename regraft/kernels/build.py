@@ -21,7 +21,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "src"
 NAME = "_regraft.so"
 
-# Multiplications and additions of a membrane must not be contracted: the backward pass finds the same spikes again.
+# What is contracted, the sources say: the backward pass has to find the same spikes again.
 FLAGS = [
     "-std=c11",
     "-O3",

@@ -20,6 +20,7 @@ from regraft.execution import pattern as patterns
 from regraft.execution.blocked import Spikes
 from regraft.execution.calibration import boundary
 from regraft.execution.engines import engine
+from regraft.execution.fire import fire_of
 from regraft.execution.pattern import Geometry, Pattern
 from regraft.execution.sparse import layer, linear, linear_geometry, moments
 from regraft.models import dvsgesture, resnet19, resnet_small, vgg16
@@ -510,3 +511,22 @@ def test_linear_layers_in_modules_of_somebody_else_go_over_connections(wins):
     assert seen == [(32, 4)]
     execution.detach()
     assert "forward" not in vars(twin.first)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_a_current_that_is_no_number_does_not_look_like_a_gradient_of_0(reset):
+    """Nor does it reach another neuron."""
+    x = torch.randn(3 * 5, 2, 4, 4, dtype=F64)
+    x[0, 1, 2, 3] = float("nan")
+    neuron = LIF(steps=3, reset=reset)
+    given, blocks = x.clone().requires_grad_(), x.clone().requires_grad_()
+    neuron(given).sum().backward()
+    how = fire_of(neuron)
+    assert how is not None
+    spikes = sparse.fire(how, neuron.decay, [blocked.reals(blocks, 3)], [(None, None, None)], pool=False, halo=0)
+    blocked.plain(spikes).sum().backward()
+    elsewhere = torch.ones_like(x, dtype=torch.bool)
+    elsewhere.view(3, 5, 2, 4, 4)[:, 0, 1, 2, 3] = False
+    assert torch.equal(blocks.grad[elsewhere], given.grad[elsewhere])
+    lost = torch.isnan(given.grad)
+    assert bool((torch.isnan(blocks.grad) == lost).all())

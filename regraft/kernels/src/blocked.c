@@ -31,25 +31,26 @@ INLINE int64_t place_bits(const regraft_blocked *s, int64_t t, int64_t b, int64_
     return (((t * s->per_step + b) * (high + 2 * q) + h + q) * s->channels + c) * (wide + 2 * q) + q;
 }
 
-/* Usual neurons charge with all of their input, and their reset lets no gradient through: these have their own text,
- * of half the instructions. */
-typedef enum { HARD, SOFT, OTHER } kind;
+/* Usual neurons charge with all of their input, and their reset lets no gradient through: these have formulas of their
+ * own, of half the instructions. */
+typedef enum { HARD, SOFT, OTHER } reset_kind;
 
-static kind kind_of(const regraft_blocked *s) { return !s->detach || s->gain != 1 ? OTHER : s->hard ? HARD : SOFT; }
+static reset_kind reset_of(const regraft_blocked *s) { return !s->detach || s->gain != 1 ? OTHER : s->hard ? HARD : SOFT; }
 
 /* The numbers of a neuron and of a channel, in registers: what is read through a pointer would be read again after
  * every store. */
 typedef struct {
-    kind kind;
+    reset_kind reset;
     part decay, gain, hard, amount, through, sharp, at;
     int surrogate;
 } numbers;
 
-INLINE numbers numbers_of(const regraft_blocked *s, const kind kind) {
+INLINE numbers numbers_of(const regraft_blocked *s, const reset_kind reset) {
     const real narrow = (real)(s->surrogate == TRIANGLE || s->surrogate == RECTANGLE ? 1 / s->shape : s->shape);
-    return (numbers){.kind = kind, .decay = splat((real)s->decay), .gain = splat((real)s->gain), .hard = splat(s->hard ? 1 : 0),
+    return (numbers){.reset = reset, .surrogate = s->surrogate, .decay = splat((real)s->decay),
+                     .gain = splat((real)s->gain), .hard = splat(s->hard ? 1 : 0),
                      .amount = splat(s->hard ? 0 : (real)s->amount), .through = splat(s->detach ? 0 : 1),
-                     .sharp = splat(narrow), .at = splat((real)s->threshold), .surrogate = s->surrogate};
+                     .sharp = splat(narrow), .at = splat((real)s->threshold)};
 }
 
 typedef struct {
@@ -76,13 +77,13 @@ INLINE part current(const run *r, const channel *k, const int terms, int64_t at,
 
 /* u = decay v + gain x; v after the reset, which takes `hard * u + amount` from those that fired: these are returned. */
 INLINE mask charge(const numbers *n, part x, part *v, part *u) {
-    if (n->kind == OTHER) x *= n->gain;
+    if (n->reset == OTHER) x *= n->gain;
     const part now = multiply_add(n->decay, *v, x);
     const mask fired = at_least(now, n->at);
     *u = now;
-    if (n->kind == HARD) *v = only(now, below(now, n->at));
-    if (n->kind == SOFT) *v = now - only(n->amount, fired);
-    if (n->kind == OTHER) *v = now - only(n->hard * now + n->amount, fired);
+    if (n->reset == HARD) *v = now - only(now, fired);
+    if (n->reset == SOFT) *v = now - only(n->amount, fired);
+    if (n->reset == OTHER) *v = now - only(n->hard * now + n->amount, fired);
     return fired;
 }
 
@@ -116,7 +117,7 @@ INLINE part sigmoid_slope(part x, part sharp) {
 INLINE part slope(const numbers *n, part u) {
     const part over = u - n->at;
     if (n->surrogate == TRIANGLE) return positive(multiply_add(negative(over), n->sharp, splat(1))) * n->sharp;
-    if (n->surrogate == RECTANGLE) return only(n->sharp, below(magnitude(over) * n->sharp, splat((real)0.5)));
+    if (n->surrogate == RECTANGLE) return only(n->sharp, under(magnitude(over) * n->sharp, splat((real)0.5)));
     if (n->surrogate == ATAN) {
         const part arc = (real)1.57079632679489662 * n->sharp * over;
         return n->sharp * (real)0.5 / (1 + arc * arc);
@@ -178,12 +179,13 @@ INLINE void currents(const run *r, const channel *k, const int high, const int t
     regroup(share, x);
 }
 
-INLINE void fire_run(const run *r, const kind kind, const int high, const int terms, const int share, int64_t b, int64_t h, int64_t c) {
+INLINE void fire_run(const run *r, const reset_kind reset, const int high, const int terms, const int share, int64_t b,
+                     int64_t h, int64_t c) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, steps = s->steps;
     const int together = 1 << share;
     const uint16_t there = share ? 0xffff : present(s, b);
-    const numbers n = numbers_of(s, kind);
+    const numbers n = numbers_of(s, reset);
     const channel k = channel_of(r, c);
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const course out = course_of_bits(s, b, h / high, c, s->height / high, wide);
@@ -231,21 +233,21 @@ INLINE void give(const run *r, const channel *k, const int high, const int terms
 
 /* The gradient of a membrane u before its reset, from that of its spike and of what it leaves, `back`. */
 INLINE part through_reset(const numbers *n, part u, part onto, part back) {
-    if (n->kind == HARD) return multiply_add(onto, slope(n, u), only(back, below(u, n->at)));
-    if (n->kind == SOFT) return multiply_add(onto, slope(n, u), back);
+    if (n->reset == HARD) return multiply_add(onto, slope(n, u), only(back, under(u, n->at)));
+    if (n->reset == SOFT) return multiply_add(onto, slope(n, u), back);
     onto -= n->through * (n->hard * u + n->amount) * back;
     return multiply_add(onto, slope(n, u), back - only(n->hard * back, at_least(u, n->at)));
 }
 
 /* Membranes of some groups of windows over all steps, then back through them. `u`, `f` (of a pool, who gets its
  * gradient): `[steps, high * high, groups]`. */
-INLINE void unfire_run(const run *r, const kind kind, const int64_t steps, const int groups, const int high, const int terms,
+INLINE void unfire_run(const run *r, const reset_kind reset, const int64_t steps, const int groups, const int high, const int terms,
                        const int share, const int repeat, const int learn, int64_t b, int64_t h, int64_t c, vec *restrict u,
                        uint16_t *restrict f, run_sums *to) {
     const regraft_blocked *s = r->s;
     const int64_t wide = s->width / high, lines = s->height / high, blocks = (steps + (1 << share) - 1) >> share;
     const int pixels = high * high, together = 1 << share;
-    const numbers n = numbers_of(s, kind);
+    const numbers n = numbers_of(s, reset);
     const channel k = channel_of(r, c);
     const course in = course_of(s, b, h, c), added = course_of_bits(s, b, h, c, s->height, s->width);
     const vec *grad = r->grad + ((b * lines + h / high) * s->channels + c) * wide;
@@ -291,7 +293,7 @@ INLINE void unfire_run(const run *r, const kind kind, const int64_t steps, const
                             const part onto = high == 2 ? only(g[i].part[q], members(f[at], q)) : g[i].part[q];
                             const part gu = through_reset(&n, u[at].part[q], onto, *back);
                             gx[i].part[q] = gu;
-                            if (kind == OTHER) gx[i].part[q] *= n.gain;
+                            if (reset == OTHER) gx[i].part[q] *= n.gain;
                             *back = n.decay * gu;
                             if (learn && t > 0) {
                                 const part before = u[at - pixels * groups].part[q];
@@ -316,26 +318,27 @@ INLINE void unfire_run(const run *r, const kind kind, const int64_t steps, const
 
 /* Few steps: one window at a time, in registers. Many: several, as their steps may lie a power of two apart, and what
  * lies beside what was read would be pushed out of the caches before its turn. */
-INLINE void unfire_usual(const run *r, const kind kind, const int high, int64_t b, int64_t h, int64_t c, vec *u, uint16_t *f,
+INLINE void unfire_usual(const run *r, const reset_kind reset, const int high, int64_t b, int64_t h, int64_t c, vec *u, uint16_t *f,
                          run_sums *sums) {
     const regraft_blocked *s = r->s;
     vec few[4 * 4];
     uint16_t fired[4 * 4];
-    if (s->share == 2) unfire_run(r, kind, s->steps, TOGETHER / 4, high, 1, 2, 0, 0, b, h, c, u, f, sums);
-    else if (s->share == 1) unfire_run(r, kind, s->steps, TOGETHER / 2, high, 1, 1, 0, 0, b, h, c, u, f, sums);
-    else if (s->steps == 2) unfire_run(r, kind, 2, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
-    else if (s->steps == 4) unfire_run(r, kind, 4, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
-    else unfire_run(r, kind, s->steps, TOGETHER, high, 1, 0, 0, 0, b, h, c, u, f, sums);
+    if (s->share == 2) unfire_run(r, reset, s->steps, TOGETHER / 4, high, 1, 2, 0, 0, b, h, c, u, f, sums);
+    else if (s->share == 1) unfire_run(r, reset, s->steps, TOGETHER / 2, high, 1, 1, 0, 0, b, h, c, u, f, sums);
+    else if (s->steps == 2) unfire_run(r, reset, 2, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
+    else if (s->steps == 4) unfire_run(r, reset, 4, 1, high, 1, 0, 0, 0, b, h, c, few, fired, sums);
+    else unfire_run(r, reset, s->steps, TOGETHER, high, 1, 0, 0, 0, b, h, c, u, f, sums);
 }
 
 INLINE void unfire(const run *r, const int high, int64_t b, int64_t h, int64_t c, void *scratch, run_sums *sums) {
     const regraft_blocked *s = r->s;
     vec *u = scratch;
     uint16_t *f = (uint16_t *)(u + s->steps * high * high * TOGETHER);
-    const kind kind = s->terms == 1 && !s->repeat && !s->learn && s->share < 3 ? kind_of(s) : OTHER;
-    const int groups = s->share > 3 ? 1 : TOGETHER >> s->share;
-    if (kind == HARD) unfire_usual(r, HARD, high, b, h, c, u, f, sums);
-    else if (kind == SOFT) unfire_usual(r, SOFT, high, b, h, c, u, f, sums);
+    const int usual = s->terms == 1 && !s->repeat && !s->learn && s->share < 3, groups = s->share > 3 ? 1 : TOGETHER >> s->share;
+    const reset_kind reset = reset_of(s);
+    if (usual && reset == HARD) unfire_usual(r, HARD, high, b, h, c, u, f, sums);
+    else if (usual && reset == SOFT) unfire_usual(r, SOFT, high, b, h, c, u, f, sums);
+    else if (usual) unfire_usual(r, OTHER, high, b, h, c, u, f, sums);
     else unfire_run(r, OTHER, s->steps, groups, high, s->terms, s->share, s->repeat, s->learn, b, h, c, u, f, sums);
 }
 
@@ -349,9 +352,11 @@ INLINE void task_of(const run *r, const int high, void *scratch, int64_t task) {
         for (int64_t c = 0; c < C; c++) {
             const int64_t b = unit / lines, h = unit % lines * high;
             if (!r->grad) {
-                if (s->terms == 1 && !s->share && kind_of(s) == HARD) fire_run(r, HARD, high, 1, 0, b, h, c);
-                else if (s->terms == 1 && s->share == 1) fire_run(r, kind_of(s), high, 1, 1, b, h, c);
-                else fire_run(r, kind_of(s), high, s->terms, s->share, b, h, c);
+                const reset_kind reset = reset_of(s);
+                if (s->terms == 1 && !s->share && reset == HARD) fire_run(r, HARD, high, 1, 0, b, h, c);
+                else if (s->terms == 1 && !s->share) fire_run(r, reset, high, 1, 0, b, h, c);
+                else if (s->terms == 1 && s->share == 1) fire_run(r, reset, high, 1, 1, b, h, c);
+                else fire_run(r, reset, high, s->terms, s->share, b, h, c);
                 continue;
             }
             run_sums sums = {0};

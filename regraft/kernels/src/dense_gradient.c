@@ -80,9 +80,9 @@ static void list(const work *w, int64_t block, int64_t row, int64_t first, int64
     const int64_t across = s->in_width + 2 * s->halo, line = s->in_channels * across, lists = (last - first) * w->phases;
     const uint16_t *bits = w->bits + (block * (s->in_height + 2 * s->halo) + s->halo) * line + s->halo;
     int32_t *next[LANES], beside[LANES]; /* where the list of a lane's set goes on; the place of its first pixel */
-    int set_of[LANES];
+    int of_set[LANES];
     for (int64_t lane = 0; lane < LANES; lane++) {
-        set_of[lane] = (int)(lane / w->images);
+        of_set[lane] = (int)(lane / w->images);
         beside[lane] = (int32_t)(lane % w->images * w->high * w->wide);
     }
     for (int64_t of = 0; of < lists; of++) {
@@ -94,7 +94,7 @@ static void list(const work *w, int64_t block, int64_t row, int64_t first, int64
             for (int64_t x = 0; x < s->in_width - right; x += s->stride, at++)
                 for (unsigned fired = from[x]; fired; fired &= fired - 1) {
                     const int lane = __builtin_ctz(fired);
-                    *next[set_of[lane]]++ = beside[lane] + at;
+                    *next[of_set[lane]]++ = beside[lane] + at;
                 }
         }
         for (int64_t set = 0; set < w->sets; set++)

@@ -1,7 +1,7 @@
 /* Vectors of 16 images, and sets of them as 16 bits.
  *
  * A vector is PARTS registers: compilers keep in memory what is wider than one, so arithmetic is written part by part.
- * The images of a set that part `q` of a vector holds are a `mask`.
+ * The images of a set that part `q` of a vector holds are a `mask`. A NaN is `under` everything.
  */
 #ifndef REGRAFT_LANES_H
 #define REGRAFT_LANES_H
@@ -20,7 +20,6 @@ enum { LANES = 16 };
 #if STORE == F64
 typedef double real;
 typedef int64_t whole_number;
-#define EXP exp
 #else
 typedef float real;
 typedef int32_t whole_number;
@@ -29,7 +28,7 @@ typedef int32_t whole_number;
 #if STORE == F64
 enum { WIDTH = 64, POSITIONS = 4 }; /* for tests of exactness: wider than any register, which compilers split */
 #elif defined(__AVX512F__)
-enum { WIDTH = 64, POSITIONS = 16 }; /* bytes of a register; sums of a vector each that fit all of them */
+enum { WIDTH = 64, POSITIONS = 16 }; /* bytes of a register; how many vectors of sums the registers hold */
 #elif defined(__AVX__)
 enum { WIDTH = 32, POSITIONS = 4 };
 #else
@@ -54,9 +53,8 @@ typedef uint16_t mask;
 INLINE mask members(uint16_t set, int q) { return (void)q, set; }
 INLINE uint16_t set_of(mask m, int q) { return (void)q, m; }
 INLINE mask at_least(part a, part b) { return (mask)_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ); }
-INLINE mask below(part a, part b) { return (mask)_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+INLINE mask under(part a, part b) { return (mask)_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NGE_UQ); }
 INLINE part only(part a, mask m) { return (part)_mm512_maskz_mov_ps(m, (__m512)a); }
-INLINE part add_where(part a, mask m, part x) { return (part)_mm512_mask_add_ps((__m512)a, m, (__m512)a, (__m512)x); }
 /* The set comes from memory at once: by way of a general register, as compilers choose it, it takes 1.6 times as long
  * (measured on Zen 4). */
 INLINE part add_where_at(part a, const uint16_t *set, int q, part x) {
@@ -91,18 +89,17 @@ INLINE uint16_t set_of(mask m, int q) {
 #endif
 }
 INLINE mask at_least(part a, part b) { return (mask)(a >= b); }
-INLINE mask below(part a, part b) { return (mask)(a < b); }
+INLINE mask under(part a, part b) { return ~(mask)(a >= b); }
 INLINE part only(part a, mask m) { return (part)((ipart)a & m); }
-INLINE part add_where(part a, mask m, part x) { return a + only(x, m); }
-#if defined(__AVX2__) && STORE == F32
+#if defined(__AVX2__) && defined(__FMA__) && STORE == F32
 /* One reading of the set, twice to a lane, in the place of three instructions that take it there. */
 INLINE part add_where_at(part a, const uint16_t *set, int q, part x) {
     const ipart bit = ((const ipart *)member)[q], twice = (ipart)_mm256_set1_epi16((short)*set);
-    return add_where(a, (twice & bit) == bit, x);
+    return a + only(x, (twice & bit) == bit);
 }
 INLINE part multiply_add(part a, part b, part c) { return (part)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 #else
-INLINE part add_where_at(part a, const uint16_t *set, int q, part x) { return add_where(a, members(*set, q), x); }
+INLINE part add_where_at(part a, const uint16_t *set, int q, part x) { return a + only(x, members(*set, q)); }
 INLINE part multiply_add(part a, part b, part c) { return a * b + c; }
 #endif
 INLINE void stream(vec *to, int q, part x) { to->part[q] = x; }
@@ -147,7 +144,8 @@ INLINE part magnitude(part a) {
 
 INLINE part negative(part a) { return -magnitude(a); }
 
-INLINE part positive(part a) { return only(a, below(splat(0), a)); }
+/* A NaN stays one. */
+INLINE part positive(part a) { return only(a, under(splat(0), a)); }
 
 /* In pairs, pairs of pairs and so on: a chain of additions would wait for each of them. */
 INLINE double total(vec a) {

@@ -1,8 +1,8 @@
 /* Products over existing connections, and neurons between them, on blocks of 16 images. See sparse.h.
  *
  * Spikes enter a product as sets of images: a connection adds its weight where the set says, without a multiplication
- * and without reading a number an image. 16 pixels are summed at a time, in registers, over all connections of a
- * channel.
+ * and without reading a number an image. As many pixels as registers hold are summed at a time, over all connections
+ * of a channel.
  */
 #include <stddef.h>
 #include <string.h>
