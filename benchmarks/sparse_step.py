@@ -70,7 +70,7 @@ HELD = 0.1
 EVERY = 100
 LOSS_STEPS = 5
 LOSS_BATCH = {"cifar": 8, "dvs": 2, "resnet19": 4}
-WATCHED = 4
+WATCHED = 12
 RATE = 0.15
 """Share of the inputs of `convolutions` that fire; no kernel's time depends on it."""
 STUDENT, TAUGHT = 0.1, 0.02
@@ -182,12 +182,17 @@ class Masked:
         return found
 
     def watch(self) -> dict[str, float]:
-        """Share of each part in a step; the first one finds the caches cold after the others' turns."""
-        self.step()
-        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as watched:
-            for _ in range(WATCHED):
-                with record_function("step"):
-                    self.step()
+        """Share of each part in a step, the quickest of a few.
+
+        The profiler's own records lie between the tensors: where one of these no longer fits in its place, the step
+        clears new pages, for longer than its kernels take, and all of it would count as the first kernel's to write.
+        """
+        quickest = min((self._watched_step() for _ in range(WATCHED)), key=lambda spent: sum(spent.values()))
+        return {part: seconds / sum(quickest.values()) for part, seconds in quickest.items()}
+
+    def _watched_step(self) -> dict[str, float]:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as watched, record_function("step"):
+            self.step()
         spent: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for event in watched.events() or ():
             part, around = None, event
@@ -196,7 +201,7 @@ class Masked:
                 around = around.cpu_parent
             if around is not None:
                 spent[part or "rest"] += event.self_cpu_time_total
-        return {part: seconds / sum(spent.values()) for part, seconds in spent.items()}
+        return spent
 
     def event(self) -> dict[str, float]:
         """Seconds of a plain step, and what a step with an event and the one behind it take beyond.
