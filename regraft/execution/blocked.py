@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from regraft.execution.memory import empty
 from regraft.kernels import calls
 from regraft.kernels import sparse as kernels
 from regraft.kernels.sparse import LANES
@@ -154,7 +155,7 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, form: Form, deferred: Deferred) -> Tensor:
         ctx.form, ctx.deferred, ctx.like = form, deferred, (x.shape, x.stride())
-        y = torch.empty(form.shape, dtype=x.dtype)
+        y = empty(form.shape, x.dtype)
         exchange("block_reals", form, x.view(form_shape(form)), y)
         ctx.save_for_backward(y)
         return y
@@ -199,7 +200,7 @@ class _Unblock(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        y = torch.empty(ctx.form.shape, dtype=grad.dtype)
+        y = empty(ctx.form.shape, grad.dtype)
         exchange("block_reals", ctx.form, grad, y)
         return y, None
 

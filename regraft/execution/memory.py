@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # <malloc.h> of glibc
 _HUGEPAGE, _HUGE = 14, 2 << 20  # <sys/mman.h> of Linux
 _KEPT, _PAD = 1 << 30, 64 << 20
+_LARGE, _LINE = 1 << 20, 64
 
 
 def keep_pages() -> bool:
@@ -43,3 +50,18 @@ def _ask_for_huge_pages(libc: ctypes.CDLL, size: int) -> None:
         first, end = -(-block // _HUGE) * _HUGE, (block + size) // _HUGE * _HUGE
         libc.madvise(first, end - first, _HUGEPAGE)
         libc.free(block)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`torch.empty` on the CPU; what is large takes the place that one of its size has left.
+
+    torch asks for aligned memory. glibc before 2.38 looks for that in places larger by what aligning may cost: never in
+    one that such a tensor has left. The heap of a training grows by it, and the pages to which tensors move have to be
+    cleared. In plain memory, aligned here, they return to their places.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    block = np.empty(size + _LINE, np.uint8)
+    first = -block.ctypes.data % _LINE
+    return torch.from_numpy(block[first : first + size]).view(dtype).view(shape)

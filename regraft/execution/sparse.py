@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from regraft.execution import blocked
 from regraft.execution.blocked import TYPES, Current, Deferred, Form, Spikes
 from regraft.execution.fire import Fire
+from regraft.execution.memory import empty
 from regraft.execution.native import neuron_numbers
 from regraft.execution.pattern import Geometry, Pattern
 from regraft.kernels import sparse as kernels
@@ -94,7 +95,7 @@ class _Layer(torch.autograd.Function):
     def forward(ctx: Any, onto: Tensor, weight: Tensor, bias: Tensor | None, context: Any) -> tuple[Tensor, Tensor]:
         x, form, pattern, learnt, shift, sums, deferred = context
         value = weight.reshape(-1)[pattern.index]
-        y = torch.empty(form.shape, dtype=weight.dtype)
+        y = empty(form.shape, weight.dtype)
         total = torch.empty((2, form.channels) if sums else 0, dtype=torch.float64)
         partial = torch.empty(2 * GROUPS * form.channels if sums else 0, dtype=torch.float64)
         bits, reals = (x.bits, None) if isinstance(x, Spikes) else (None, x.y)
@@ -130,7 +131,7 @@ class _Layer(torch.autograd.Function):
         described = _described(before, form, pattern, len(by_row))
         onto = torch.empty(len(by_row), dtype=y.dtype)
         partial = torch.empty(GROUPS * len(by_row), dtype=y.dtype)
-        gx = torch.empty(before.shape, dtype=y.dtype) if ctx.needs_input_grad[0] else None
+        gx = empty(before.shape, y.dtype) if ctx.needs_input_grad[0] else None
         kernels.layer_backward(
             TYPES[y.dtype],
             described,
@@ -273,7 +274,7 @@ class _Fire(torch.autograd.Function):
         tensors = [saved[5 * i : 5 * i + 5] for i in range(len(saved) // 5)]
         y = tensors[0][0]
         described = [kernels.Term(t[0].data_ptr(), _at(t[3]), _at(t[4]), _at(t[1])) for t in tensors]
-        gx, learn = torch.empty_like(y), ctx.needs_input_grad[1]
+        gx, learn = empty(y.shape, y.dtype), ctx.needs_input_grad[1]
         sums = torch.empty(3 * form.channels + 1, dtype=y.dtype)
         partial = torch.empty(TASKS * (3 * form.channels + 1), dtype=torch.float64)
         shape = _neuron(how, ctx.decay, form, ctx.kind, pool, halo, learn)
