@@ -84,7 +84,8 @@ def trained(job: dict[str, Any], cores: Queue[int]) -> dict[str, Any]:
             made = json.loads((Path(folder) / "run" / "environment.json").read_text(encoding="utf-8"))
     finally:
         cores.put(core)
-    row = {**job, "precision": made["precision"], "wall_s": seconds, "accuracy": result["accuracy"]["last"]}
+    row = {**job, "precision": made["precision"], "wall_s": seconds, "train_s": result["seconds"]["train"]}
+    row["accuracy"] = result["accuracy"]["last"]
     print(row, flush=True)
     return row
 

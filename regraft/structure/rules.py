@@ -249,9 +249,9 @@ def _smallest(score: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Indices of the `n` smallest of `[M]`: all below the n-th value, and a random choice among those equal to it."""
     if n == 0:
         return score.new_zeros(0, dtype=torch.long)
-    alike = bool((score == score[0]).all())  # as where growth is random
-    # kthvalue has no deterministic form on every GPU
-    nth = score[0] if alike else score.topk(n, largest=False, sorted=False).values.max()
+    if bool((score == score[0]).all()):  # as where growth is random
+        return torch.randperm(len(score), generator=generator)[:n].to(score.device)
+    nth = score.topk(n, largest=False, sorted=False).values.max()  # kthvalue has no deterministic form on every GPU
     below = (score < nth).nonzero().squeeze(1)
     ties = (score == nth).nonzero().squeeze(1)
     order = torch.randperm(len(ties), generator=generator).to(score.device)
