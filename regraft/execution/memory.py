@@ -56,8 +56,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU; what is large takes the place that one of its size has left.
 
     torch asks for aligned memory. glibc before 2.38 looks for that in places larger by what aligning may cost: never in
-    one that such a tensor has left. The heap of a training grows by it, and the pages to which tensors move have to be
-    cleared. In plain memory, aligned here, they return to their places.
+    one that such a tensor has left (its bug 14581). The heap of a training grows by it, and pages to which tensors move
+    have to be cleared. In plain memory, aligned here, they return to their places.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE:
