@@ -96,7 +96,7 @@ def test_a_layer_is_the_convolution_with_zeros(c, seed):
         pattern, asked = Pattern(mask, geometry), "all" if c["learnt"] == "all" else Pattern(learnt, geometry)
     found = layer(given_x, twin.weight, twin.bias, pattern, learnt=asked, shift=shift)
     plain = blocked.plain(found)
-    assert torch.allclose(plain, expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(plain, expected, rtol=1e-12, atol=1e-12)
     mean, var, _ = moments(found, 0.0)
     v, m = torch.var_mean(expected, (0, 2, 3), correction=0)
     assert torch.allclose(mean, m, atol=1e-10)
@@ -105,8 +105,8 @@ def test_a_layer_is_the_convolution_with_zeros(c, seed):
     expected.backward(g)
     plain.backward(g)
     assert conv.weight.grad is not None
-    assert torch.allclose(twin.weight.grad, conv.weight.grad * learnt, rtol=1e-9, atol=1e-9)
-    assert torch.allclose(x2.grad, x.grad, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(twin.weight.grad, conv.weight.grad * learnt, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(x2.grad, x.grad, rtol=1e-12, atol=1e-12)
     if c["bias"]:
         assert torch.allclose(twin.bias.grad, conv.bias.grad, rtol=1e-9, atol=1e-9)
 
@@ -131,12 +131,12 @@ def test_a_linear_layer_is_the_product_with_zeros(shape, inputs, outputs, densit
     geometry = linear_geometry(inputs, outputs, math.prod(shape))
     expected = layer_(x)
     found = linear(x2, twin.weight, twin.bias, Pattern(mask, geometry), learnt="all" if owed else None)
-    assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     g = torch.randn_like(expected)
     expected.backward(g)
     found.backward(g)
-    assert torch.allclose(twin.weight.grad, layer_.weight.grad * (1 if owed else mask), atol=1e-10)
-    assert torch.allclose(x2.grad, x.grad, atol=1e-10)
+    assert torch.allclose(twin.weight.grad, layer_.weight.grad * (1 if owed else mask), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(x2.grad, x.grad, rtol=1e-12, atol=1e-12)
     if bias:
         assert torch.allclose(twin.bias.grad, layer_.bias.grad, atol=1e-10)
 
@@ -177,7 +177,7 @@ def test_gradients_of_all_weights_are_those_of_the_dense_product(
             (found,) = torch.autograd.grad(blocked.plain(current), [conv.weight], g)
         finally:
             torch.set_num_threads(before)
-        assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_what_growth_asks_for_leaves_the_gradients_of_connections_as_they_are():
